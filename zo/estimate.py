@@ -1,0 +1,307 @@
+"""The zeroth-order gradient estimate: finite differences along random directions, in compact form.
+
+    g_hat = (1/q) sum_i [L(theta + eps z_i) - L(theta - eps z_i)] / (2 eps) * z_i         (two sides)
+    g_hat = (1/q) sum_i [L(theta + eps z_i) - L(theta)] / eps * z_i                       (one side)
+
+(Spall 1992; Nesterov and Spokoiny 2017; MeZO, arXiv 2305.17333.) What an estimate stores is the key of
+its noise and q coefficients; a dense gradient exists only where an optimizer asks for one. Losses are
+reduced and coefficients taken in fp64 on the host, sums over noise in fp32 or better.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from zo.noise import Noise
+from zo.perturbed import Batched, NoiseBuffer, Substituted, UnsupportedOperation
+
+LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""loss_fn(logits [N, V], labels [N]) -> scalar."""
+
+
+class Directions(Protocol):
+    """Where directions come from: plain noise, or noise around a gradient."""
+
+    scale: float
+    """Of the estimate, beside the mean over q: 1, or 1/c^2 for directions around a gradient."""
+
+    def fill_(self, out: torch.Tensor, query: int, parameter: int) -> torch.Tensor:
+        """Write direction ``query``'s part at ``parameter`` into ``out``."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the evaluations of one estimate are laid out; the result is the same to rounding."""
+
+    kind: str = "sequential"
+    """``sequential``: one member at a time, the memory floor. ``parallel``: members share a batch."""
+    directions_in_flight: int = 4
+    """Directions (both signs) per forward pass of the parallel plan."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of one batch: ``loss_fn`` on the model's logits, [B, T, V], and targets [B, S], S <= T.
+
+    ``inputs`` are batch-first tensors, the model's keyword arguments. Logits past S have no target.
+    """
+
+    model: torch.nn.Module
+    loss_fn: LossFunction
+    inputs: Mapping[str, torch.Tensor]
+    targets: torch.Tensor
+
+    def losses(self, members: int = 1) -> torch.Tensor:
+        """[members] losses of one forward pass over the batch repeated ``members`` times."""
+        inputs = {name: _repeat(value, members) for name, value in self.inputs.items()}
+        logits = self.model(**inputs).logits[:, : self.targets.shape[1]]
+        targets = self.targets.flatten()
+        return torch.stack([self.loss_fn(part.flatten(0, 1), targets) for part in logits.chunk(members)])
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.targets)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A gradient estimate: g_hat = (scale/q) sum_i coefficients[i] * u_i, with u_i made from its key."""
+
+    directions: Directions
+    coefficients: torch.Tensor
+    """[q] fp64 on the host: each direction's finite difference."""
+    loss: float
+    """Mean of the evaluated losses."""
+    forward_passes: int
+    scale: float = 1.0
+    _buffer: NoiseBuffer = field(default_factory=NoiseBuffer, repr=False)
+
+    def gradient(self, parameter: torch.Tensor, index: int) -> torch.Tensor:
+        """g_hat's part at one parameter, [shape of it], fp32 or better; overwritten by the next call."""
+        noise, total = self._buffer.take(parameter, slot=0), self._buffer.take(parameter, slot=1).zero_()
+        weights = (self.coefficients * (self.scale / len(self.coefficients))).tolist()
+        for query, weight in enumerate(weights):  # an order that depends on q alone, whatever the plan
+            total.add_(self.directions.fill_(noise, query, index), alpha=weight)
+        return total
+
+    def gradients(self, parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Dense: one tensor a parameter, for optimizers that need it."""
+        return [self.gradient(parameter, index).clone() for index, parameter in enumerate(parameters)]
+
+    @torch.no_grad()
+    def add_to_(self, parameters: Sequence[torch.Tensor], alpha: float) -> float:
+        """parameters += alpha * g_hat, one parameter's noise at a time; the norm of g_hat."""
+        squares = 0.0
+        for index, parameter in enumerate(parameters):
+            part = self.gradient(parameter, index)
+            squares += _square(part)
+            if parameter.dtype == part.dtype:
+                parameter.add_(part, alpha=alpha)
+            else:  # half precision: one rounding, of the sum
+                parameter.copy_(parameter + part.mul_(alpha))
+        return squares**0.5
+
+    def norm(self, parameters: Sequence[torch.Tensor]) -> float:
+        """|g_hat| over all parameters."""
+        return sum(_square(self.gradient(p, index)) for index, p in enumerate(parameters)) ** 0.5
+
+    def replaced_by_noise(self, parameters: Sequence[torch.Tensor]) -> "Estimate":
+        """Independent noise of the same norm (the Random control)."""
+        one = torch.ones(1, dtype=torch.float64)
+        noise = Estimate(self.directions.control(), one, self.loss, self.forward_passes, _buffer=self._buffer)
+        ratio = self.norm(parameters) / noise.norm(parameters)
+        return Estimate(noise.directions, one * ratio, self.loss, self.forward_passes, _buffer=self._buffer)
+
+
+@torch.no_grad()
+def estimate_gradient(
+    objective: Objective,
+    parameters: Sequence[torch.Tensor],
+    directions: Directions,
+    *,
+    q: int,
+    epsilon: float,
+    sides: str = "two",
+    plan: Plan = Plan(),  # noqa: B008 - frozen
+) -> Estimate:
+    """Estimate the gradient of ``objective`` in ``parameters`` from q directions; nothing is modified.
+
+    Parameters
+    ----------
+    q:
+        Number of directions. Costs 2q forward passes with two sides, q + 1 with one.
+    epsilon:
+        Length of the finite difference, in units of the direction.
+    sides:
+        ``two`` (central difference) or ``one`` (forward difference from one shared base loss).
+    """
+    signs = (1.0, -1.0) if sides == "two" else (1.0,)
+    members = [(query, sign * epsilon) for query in range(q) for sign in signs]
+    losses = _evaluate_members(objective, parameters, directions, members, len(signs), plan)
+    if sides == "two":
+        losses = losses.view(q, 2)
+        coefficients = (losses[:, 0] - losses[:, 1]) / (2 * epsilon)
+    else:
+        base = objective.losses().double().cpu()
+        coefficients = (losses - base) / epsilon
+        losses = torch.cat([base, losses])
+    scale = getattr(directions, "scale", 1.0)
+    return Estimate(directions, coefficients, losses.mean().item(), losses.numel(), scale)
+
+
+def _evaluate_members(objective, parameters, directions, members, signs: int, plan: Plan) -> torch.Tensor:
+    """[len(members)] losses in fp64 on the host: one read from the device for all of them."""
+    buffer = NoiseBuffer()
+    if plan.kind == "parallel":
+        try:
+            return _evaluate_batched(objective, parameters, directions, members, signs, plan, buffer)
+        except UnsupportedOperation as unsupported:
+            warnings.warn(
+                f"{type(objective.model).__name__} uses a trained parameter in {unsupported.operation!r}, which "
+                "the parallel plan cannot split by direction: using the sequential plan",
+                stacklevel=2,
+            )
+    losses = []
+    for query, scale in members:
+        with Substituted(parameters, directions.fill_, buffer, query, scale):
+            losses.append(objective.losses())
+    return torch.cat(losses).double().cpu()
+
+
+def _evaluate_batched(objective, parameters, directions, members, signs: int, plan: Plan, buffer) -> torch.Tensor:
+    losses, chunk = [], plan.directions_in_flight * signs
+    for start in range(0, len(members), chunk):
+        part = members[start : start + chunk]
+        with Batched(parameters, directions.fill_, buffer, part, objective.batch_size):
+            losses.append(objective.losses(len(part)))
+    return torch.cat(losses).double().cpu()
+
+
+@torch.no_grad()
+def evaluate(objective: Objective) -> float:
+    """The batch's loss at the parameters as they are."""
+    return objective.losses().item()
+
+
+def backpropagate(
+    objective: Callable[[torch.Tensor], Objective],
+    batch: torch.Tensor,
+    parameters: Sequence[torch.Tensor],
+    accumulation: int = 1,
+) -> tuple[float, list[torch.Tensor], int]:
+    """The batch's loss, its exact gradient (fp32 or better) and the passes this took.
+
+    ``accumulation`` splits the batch, [B, T + 1], into as many parts of B/accumulation rows: less memory,
+    the same result to rounding. In fp16 the loss is scaled so that small gradients survive, and scaled
+    down again for as long as any gradient overflows: without state, so a resumed run does the same.
+    """
+    half = any(p.dtype == torch.float16 for p in parameters) or torch.is_autocast_enabled()
+    scale = 2.0**16 if half else 1.0
+    passes = 0
+    while True:
+        loss, gradients = 0.0, [torch.zeros_like(p, dtype=_at_least_fp32(p)) for p in parameters]
+        for part in batch.chunk(accumulation):
+            value = objective(part).losses().sum()
+            parts = torch.autograd.grad(value * (scale / accumulation), parameters)
+            for total, piece in zip(gradients, parts, strict=True):
+                total += piece
+            loss += value.item() / accumulation
+        passes += 1
+        if scale == 1.0 or all(total.isfinite().all() for total in gradients):
+            return loss, [total.div_(scale) for total in gradients], passes
+        scale /= 16.0
+
+
+def dense_norm(tensors: Sequence[torch.Tensor]) -> float:
+    """Euclidean norm over all tensors."""
+    return sum(_square(tensor) for tensor in tensors) ** 0.5
+
+
+def cosine(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> float:
+    """Cosine of the angle between two gradients given as lists of tensors; 0 where one of them is 0."""
+    dot = sum(torch.sum(a.double() * b.double()).item() for a, b in zip(left, right, strict=True))
+    norms = dense_norm(left) * dense_norm(right)
+    return dot / norms if norms else 0.0
+
+
+def _square(tensor: torch.Tensor) -> float:
+    return torch.linalg.vector_norm(tensor, dtype=torch.float64).item() ** 2
+
+
+def _at_least_fp32(tensor: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _repeat(value: torch.Tensor, members: int) -> torch.Tensor:
+    return value if members == 1 else value.repeat(members, *(1,) * (value.ndim - 1))
+
+
+def zo_gradient_estimator(
+    model: torch.nn.Module,
+    trainable_params: Sequence[torch.Tensor],
+    loss_fn: LossFunction,
+    inputs: torch.Tensor | Mapping[str, torch.Tensor],
+    labels: torch.Tensor,
+    q: int,
+    epsilon: float,
+    device: torch.device | str,
+    parallel_q_computation: bool = False,
+    parallel_batch_size: int = 4,
+    seed: int | None = None,
+) -> tuple[list[torch.Tensor], float]:
+    """Two-sided Gaussian estimate of a causal language model's gradient, forward passes only.
+
+    Parameters
+    ----------
+    model:
+        Called with ``inputs``; returns an object with ``logits`` [B, T, V] (any causal LM of transformers).
+        It runs in the mode it is in: call ``model.eval()`` first if it has dropout.
+    trainable_params:
+        The parameters to estimate for; they are never modified. The order keys their noise.
+    loss_fn:
+        ``loss_fn(logits [N, V], labels [N]) -> scalar``, e.g. ``nn.CrossEntropyLoss()``.
+    inputs:
+        Token ids [B, T], or a dict of batch-first tensors (``input_ids``, ``attention_mask`` ...).
+    labels:
+        Token ids [B, T], aligned with the inputs: they are shifted here. -100 marks what has no loss.
+    q, epsilon:
+        Number of directions and length of the finite difference.
+    device:
+        Where inputs and labels are moved; the model's device.
+    parallel_q_computation, parallel_batch_size:
+        Evaluate ``parallel_batch_size`` directions in one forward pass; the same result to rounding.
+    seed:
+        Makes the noise repeatable. Without it one number is drawn from torch's global generator.
+
+    Returns
+    -------
+    ``grads``, shaped and typed as the parameters, and the mean of the evaluated losses.
+    """
+    parameters = list(trainable_params)
+    _check_estimator_arguments(parameters, q, epsilon, parallel_batch_size)
+    if seed is None:
+        seed = torch.randint(2**62, ()).item()
+    if not isinstance(inputs, Mapping):
+        inputs = {"input_ids": inputs}
+    inputs = {name: value.to(device) for name, value in inputs.items()}
+    objective = Objective(model, loss_fn, inputs, labels[:, 1:].to(device))
+    plan = Plan("parallel" if parallel_q_computation else "sequential", parallel_batch_size)
+    directions = Noise("gaussian", seed, step=0)
+    estimate = estimate_gradient(objective, parameters, directions, q=q, epsilon=epsilon, plan=plan)
+    grads = estimate.gradients(parameters)
+    return [grad.to(p.dtype) for grad, p in zip(grads, parameters, strict=True)], estimate.loss
+
+
+def _check_estimator_arguments(parameters, q: int, epsilon: float, parallel_batch_size: int) -> None:
+    if not parameters:
+        raise ValueError("trainable_params is empty: give at least one parameter")
+    if len({id(parameter) for parameter in parameters}) < len(parameters):
+        raise ValueError("trainable_params lists a parameter twice (a tied head?): list each tensor once")
+    for name, value in (("q", q), ("parallel_batch_size", parallel_batch_size)):
+        if value < 1:
+            raise ValueError(f"{name}={value} is not allowed: it must be 1 or more")
+    if not epsilon > 0:
+        raise ValueError(f"epsilon={epsilon} is not allowed: it must be greater than 0")
