@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 
 from zo.noise import Noise
+from zo.plan import Plan
 from zo.perturbed import Batched, NoiseBuffer, Substituted, UnsupportedOperation
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -33,16 +34,6 @@ class Directions(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How the evaluations of one estimate are laid out; the result is the same to rounding."""
-
-    kind: str = "sequential"
-    """``sequential``: one member at a time, the memory floor. ``parallel``: members share a batch."""
-    directions_in_flight: int = 4
-    """Directions (both signs) per forward pass of the parallel plan."""
-
-
-@dataclass(frozen=True)
 class Objective:
     """The loss of one batch: ``loss_fn`` on the model's logits, [B, T, V], and targets [B, S], S <= T.
 
@@ -53,11 +44,16 @@ class Objective:
     loss_fn: LossFunction
     inputs: Mapping[str, torch.Tensor]
     targets: torch.Tensor
+    precision: torch.dtype = torch.float32
+    """Of the model's arithmetic (autocast); the loss is computed in fp32 or better from its logits."""
 
     def losses(self, members: int = 1) -> torch.Tensor:
         """[members] losses of one forward pass over the batch repeated ``members`` times."""
         inputs = {name: _repeat(value, members) for name, value in self.inputs.items()}
-        logits = self.model(**inputs).logits[:, : self.targets.shape[1]]
+        half = self.precision != torch.float32
+        with torch.autocast(self.targets.device.type, self.precision, enabled=half):
+            logits = self.model(**inputs).logits[:, : self.targets.shape[1]]
+        logits = logits.to(_at_least_fp32(logits))
         targets = self.targets.flatten()
         return torch.stack([self.loss_fn(part.flatten(0, 1), targets) for part in logits.chunk(members)])
 
@@ -171,7 +167,9 @@ def _evaluate_members(objective, parameters, directions, members, signs: int, pl
     return torch.cat(losses).double().cpu()
 
 
-def _evaluate_batched(objective, parameters, directions, members, signs: int, plan: Plan, buffer) -> torch.Tensor:
+def _evaluate_batched(
+    objective, parameters, directions, members, signs: int, plan: Plan, buffer
+) -> torch.Tensor:
     losses, chunk = [], plan.directions_in_flight * signs
     for start in range(0, len(members), chunk):
         part = members[start : start + chunk]
@@ -196,23 +194,21 @@ def backpropagate(
 
     ``accumulation`` splits the batch, [B, T + 1], into as many parts of B/accumulation rows: less memory,
     the same result to rounding. In fp16 the loss is scaled so that small gradients survive, and scaled
-    down again for as long as any gradient overflows: without state, so a resumed run does the same.
+    less for as long as any gradient overflows: without state, so a resumed run does the same.
     """
-    half = any(p.dtype == torch.float16 for p in parameters) or torch.is_autocast_enabled()
-    scale = 2.0**16 if half else 1.0
-    passes = 0
-    while True:
+    for passes, scale in enumerate((2.0**16, 2.0**12, 2.0**8, 2.0**4, 1.0), start=1):
         loss, gradients = 0.0, [torch.zeros_like(p, dtype=_at_least_fp32(p)) for p in parameters]
         for part in batch.chunk(accumulation):
-            value = objective(part).losses().sum()
+            part_objective = objective(part)
+            scale = scale if part_objective.precision == torch.float16 else 1.0
+            value = part_objective.losses().sum()
             parts = torch.autograd.grad(value * (scale / accumulation), parameters)
             for total, piece in zip(gradients, parts, strict=True):
                 total += piece
             loss += value.item() / accumulation
-        passes += 1
         if scale == 1.0 or all(total.isfinite().all() for total in gradients):
-            return loss, [total.div_(scale) for total in gradients], passes
-        scale /= 16.0
+            break
+    return loss, [total.div_(scale) for total in gradients], passes
 
 
 def dense_norm(tensors: Sequence[torch.Tensor]) -> float:

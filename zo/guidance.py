@@ -16,13 +16,15 @@ from zo.noise import Noise
 class GuidedDirections:
     """Makes u_i = a_i g + b_i z_i from a stored gradient and regenerated noise z_i.
 
-    Raises ValueError for a gradient that is zero or not finite: nothing can be drawn around it.
+    Raises FloatingPointError for a gradient that is zero or not finite: nothing can be drawn around it.
     """
 
     def __init__(self, noise: Noise, gradient: Sequence[torch.Tensor], cosine_target: float, q: int):
         norm = _dot(gradient, gradient) ** 0.5
         if not 0 < norm < float("inf"):
-            raise ValueError(f"the guiding gradient has norm {norm}: no direction can be drawn around it")
+            raise FloatingPointError(
+                f"the guiding gradient has norm {norm}: no direction can be drawn around it"
+            )
         self.scale = 1 / cosine_target**2
         self._noise, self._gradient = noise, gradient
         self._weights = [self._weigh(query, norm, cosine_target) for query in range(q)]

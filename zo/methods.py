@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     import torch
 
-    from zo.estimate import Estimate, Objective, Plan
+    from zo.estimate import Estimate, Objective
+    from zo.plan import Plan
     from zo.spec import RunSpec
 
 # Settings beyond scope, batch size and seed that a family of methods reads. An axis that a method does

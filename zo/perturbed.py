@@ -165,7 +165,9 @@ def add_scaled(parameter: torch.Tensor, noise: torch.Tensor, scale: float) -> to
 def _embedding(mode: Batched, ids, weight, *args, **kwargs):
     shared = ids.shape[0] == 1  # position ids of one row serve every member and every sequence
     rows = ids.expand(len(mode._members), *ids.shape[1:]) if shared else ids
-    parts = [F.embedding(r, w, *args, **kwargs) for r, w in zip(mode.split(rows), mode.each(weight), strict=True)]
+    parts = [
+        F.embedding(r, w, *args, **kwargs) for r, w in zip(mode.split(rows), mode.each(weight), strict=True)
+    ]
     out = torch.cat(parts)
     return out.repeat_interleave(mode._batch_size, dim=0) if shared else out
 

@@ -1,0 +1,142 @@
+"""Makes CSV logs of imaginary runs whose truth is known in closed form, and nothing else of zo's."""
+
+import json
+import math
+from pathlib import Path
+
+COLUMNS = (
+    "timestamp", "epoch", "step", "mode", "scope", "q", "lr", "current_lr", "batch_size", "block_size",
+    "optimizer", "bp_interval", "epsilon", "loss", "val_loss", "grad_norm", "cosine", "tokens",
+    "tokens_evaluated", "forward_passes", "backward_passes", "seconds", "tokens_per_second",
+    "peak_memory_mb", "seed",
+)  # fmt: skip
+START = 6.0
+BLOCK = 64
+# What each mode would reach at its best learning rate: (loss at infinity, best learning rate).
+TRUTH = {
+    ("FO", 0): (2.5, 1e-2),
+    ("ZO", 1): (4.8, 1e-4),
+    ("ZO", 8): (4.0, 1e-3),
+    ("Calibrate", 8): (3.2, 1e-3),
+    ("Instruct", 8): (2.9, 1e-3),
+    ("Random", 8): (5.95, 1e-5),
+    ("Frozen", 0): (START, None),
+}
+
+
+def true_val_loss(mode: str, q: int, lr: float, step: int, seed: int = 0, rate: float = 0.03) -> float:
+    """The noiseless validation loss: START at step 0, exponential to a floor, + 0.01 nats per seed."""
+    floor, best = TRUTH.get((mode, q), (4.4, 1e-3))
+    if best is None:
+        return START
+    end = floor + 0.5 * abs(math.log10(lr / best))
+    return end + (START - end) * math.exp(-rate * step) + 0.01 * seed * (step > 0)
+
+
+def costs_of_a_step(mode: str, q: int, step: int, bp_interval: int) -> tuple[float, float]:
+    """(forward passes, backward passes) of step `step`."""
+    if mode == "Frozen" or step == 0:
+        return 0, 0
+    if mode == "FO" or (mode == "Calibrate" and step % bp_interval == 0):
+        return 1, 1
+    guided = mode == "Instruct" and step % bp_interval == 0
+    return 2 * q + guided, float(guided)
+
+
+def name_run(mode: str, scope: str, batch_size: int, q: int, lr: float, seed: int = 0) -> str:
+    mantissa, exponent = f"{lr:.3e}".split("e")
+    spelled = f"{mantissa.rstrip('0').rstrip('.')}e{exponent}"
+    return f"{mode}_{scope}_bs{batch_size}_q{q}_lr{spelled}" + (f"_seed{seed}" if seed else "")
+
+
+def write_run(
+    folder: Path,
+    mode: str = "ZO",
+    scope: str = "reduced",
+    q: int = 1,
+    lr: float = 1e-4,
+    *,
+    seed: int = 0,
+    batch_size: int = 4,
+    steps: int = 100,
+    every: int = 5,
+    diverges_at: int | None = None,
+    spec: dict | None = None,
+    name: str | None = None,
+    **fields: object,
+) -> str:
+    """Write one finished (or diverged) run's CSV; `fields` overwrite columns. Returns its name."""
+    run = name or name_run(mode, scope, batch_size, q, lr, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    interval = 10
+    lines, forward, backward, seconds = [",".join(COLUMNS)], 0.0, 0.0, 0.0
+    for step in range(steps + 1):
+        now = costs_of_a_step(mode, q, step, interval)
+        forward, backward = forward + now[0], backward + now[1]
+        seconds += 0.01 * (now[0] + 2 * now[1])
+        gone = diverges_at is not None and step >= diverges_at
+        if step % every and not gone:
+            continue
+        loss = "nan" if gone else true_val_loss(mode, q, lr, step, seed) + 0.02 * math.sin(37 * step + seed)
+        tokens = step * batch_size * BLOCK
+        guided = mode == "Instruct" and step and step % interval == 0
+        law = 0.9 / math.sqrt(0.81 + 0.19 / max(q, 1))  # Instruct's, at cosine_target 0.9
+        cosine = law + 0.002 * math.sin(step) if guided else ""
+        row = dict.fromkeys(COLUMNS, "") | {
+            "timestamp": f"2026-01-01T00:{step // 60:02d}:{step % 60:02d}",
+            "epoch": 0, "step": step, "mode": mode, "scope": scope, "q": q, "lr": lr, "current_lr": lr,
+            "batch_size": batch_size, "block_size": BLOCK, "optimizer": "sgd",
+            "bp_interval": interval if mode in ("Calibrate", "Instruct") else "",
+            "epsilon": "" if mode in ("FO", "Frozen") else 1e-3,
+            "loss": loss if step else "",
+            "val_loss": true_val_loss(mode, q, lr, step, seed) if step % 10 == 0 and not gone else "",
+            "grad_norm": 1.0 if step else "", "cosine": cosine, "tokens": tokens,
+            "tokens_evaluated": int(forward * batch_size * BLOCK),
+            "forward_passes": forward, "backward_passes": backward, "seconds": round(seconds, 6),
+            "tokens_per_second": round(tokens / seconds, 3) if seconds else "",
+            "peak_memory_mb": {"FO": 900.0, "Calibrate": 905.0, "Instruct": 910.0}.get(mode, 400.0 + 2 * q),
+            "seed": seed,
+        }  # fmt: skip
+        lines.append(",".join(str((row | fields)[name]) for name in COLUMNS))
+        if gone:
+            break
+    (folder / f"{run}.csv").write_text("\n".join(lines) + "\n")
+    if spec is not None:
+        write_beside(folder, run, "spec.json", spec)
+    return run
+
+
+def write_beside(folder: Path, run: str, name: str, content: dict) -> None:
+    """Write `../runs/<run>/<name>` beside a folder of logs."""
+    place = folder.parent / "runs" / run
+    place.mkdir(parents=True, exist_ok=True)
+    (place / name).write_text(json.dumps(content))
+
+
+def write_crash(folder: Path, run: str, log_lines: list[str], reason: str = "RuntimeError: boom") -> Path:
+    """Write what a crashed run leaves: a CSV of zero bytes, an outcome, a job log. Returns the log's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{run}.csv").write_text("")
+    log = folder.parent / "job_logs" / f"{run}.log"
+    log.parent.mkdir(exist_ok=True)
+    log.write_text("\n".join(log_lines) + "\n")
+    outcome = {"run": run, "status": "crashed", "reason": reason, "log": str(log), "step": 0}
+    write_beside(folder, run, "outcome.json", outcome)
+    return log
+
+
+def write_sweep(folder: Path, seeds: tuple[int, ...] = (0,), scopes=("reduced", "full")) -> None:
+    """Write the grid the project cares about: all modes, three learning rates, one divergence, one crash."""
+    for seed in seeds:
+        for scope in scopes:
+            for lr in (1e-3, 1e-2, 1e-1):
+                write_run(folder, "FO", scope, 0, lr, seed=seed, diverges_at=30 if lr == 1e-1 else None)
+            for q in (1, 8):
+                for lr in (1e-5, 1e-4, 1e-3):
+                    write_run(folder, "ZO", scope, q, lr, seed=seed)
+            for mode in ("Random", "Calibrate", "Instruct"):
+                spec = {"cosine_target": 0.9} if mode == "Instruct" else None
+                for lr in (1e-4, 1e-3):
+                    write_run(folder, mode, scope, 8, lr, seed=seed, spec=spec)
+            write_run(folder, "Frozen", scope, 0, 1e-5, seed=seed)
+    write_crash(folder, "ZO_full_bs4_q8_lr1e-02", ["step 1", "Traceback (most recent call last):", "boom"])

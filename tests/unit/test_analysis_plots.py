@@ -1,0 +1,105 @@
+"""The plots: that each is a picture of something, and that no legend covers an axis or leaves the page."""
+
+import matplotlib.image
+import numpy as np
+import pytest
+from made_runs import write_crash, write_run, write_sweep
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from zo.analysis.plots import FIGURES, write_plots
+from zo.analysis.table import read_logs, summarize_runs
+
+ALWAYS = [
+    "loss_vs_steps",
+    "loss_vs_forward_passes",
+    "final_loss_vs_lr_by_q",
+    "loss_heatmap_lr_q",
+    "time_and_memory",
+]
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep") / "csv_logs"
+    write_sweep(folder)
+    return folder
+
+
+def test_every_plot_is_a_picture_of_something(sweep, tmp_path):
+    paths = write_plots(sweep, tmp_path / "plots")
+    assert [path.stem for path in paths] == [*ALWAYS, "cosine"]
+    assert sorted(p.name for p in (tmp_path / "plots").iterdir()) == sorted(p.name for p in paths)
+    for path in paths:
+        pixels = matplotlib.image.imread(path)[..., :3]
+        assert min(pixels.shape[:2]) > 300, path
+        assert 0.01 < (pixels.min(axis=2) < 0.8).mean() < 0.9, path
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_legends_lie_outside_the_axes_and_inside_the_figure(sweep, name):
+    logs = read_logs(sweep)
+    figure = FIGURES[name](logs, summarize_runs(logs))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer, page = canvas.get_renderer(), figure.bbox
+    legends = [ax.get_legend() for ax in figure.axes if ax.get_legend()]
+    assert legends or name == "loss_heatmap_lr_q"
+    for ax in figure.axes:
+        box = ax.get_tightbbox(renderer)
+        assert box.x0 >= page.x0 - 1
+        assert box.x1 <= page.x1 + 1
+        assert box.y0 >= page.y0 - 1
+        assert box.y1 <= page.y1 + 1
+    boxes = [ax.get_window_extent(renderer) for ax in figure.axes]
+    for legend in legends:
+        assert not any(legend.get_window_extent(renderer).overlaps(box) for box in boxes)
+
+
+def test_titles_state_n_and_legends_the_chosen_learning_rate(sweep):
+    logs = read_logs(sweep)
+    figure = FIGURES["loss_vs_steps"](logs, summarize_runs(logs))
+    assert figure.get_suptitle().endswith("n = 1 seed")
+    assert [ax.get_title() for ax in figure.axes] == ["scope full", "scope reduced"]
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert labels == [
+        *("FO, lr 1e-02", "ZO q=1, lr 1e-04", "ZO q=8, lr 1e-03", "Calibrate q=8, lr 1e-03"),
+        *("Instruct q=8, lr 1e-03", "Random q=8, lr 1e-04", "Frozen (untrained)"),
+    ]
+
+
+def test_curves_are_the_logged_validation_losses(sweep):
+    logs = read_logs(sweep)
+    line = FIGURES["loss_vs_steps"](logs, summarize_runs(logs)).axes[0].lines[0]
+    logged = logs.frames["FO_full_bs4_q0_lr1e-02"].dropna(subset="val_loss")
+    np.testing.assert_allclose(line.get_xydata(), logged[["step", "val_loss"]])
+
+
+def test_the_same_logs_give_the_same_picture(sweep, tmp_path):
+    first, second = (write_plots(sweep, tmp_path / name)[0].read_bytes() for name in "ab")
+    assert first == second
+
+
+def test_one_run_and_its_own_plot(tmp_path):
+    write_run(tmp_path / "csv_logs", "ZO", "full", 1, 1e-4)
+    paths = write_plots(tmp_path / "csv_logs", tmp_path / "plots", per_run=True)
+    assert [path.stem for path in paths] == [*ALWAYS, "ZO_full_bs4_q1_lr1e-04"]
+    assert paths[-1].parent == tmp_path / "plots" / "runs"
+
+
+def test_nothing_finished_gives_panels_that_say_so(tmp_path):
+    folder = tmp_path / "csv_logs"
+    write_crash(folder, "ZO_full_bs4_q1_lr1e-05", ["boom"])
+    write_run(folder, "FO", "full", 0, 1e-1, diverges_at=1)
+    paths = write_plots(folder, tmp_path / "plots", per_run=True)
+    assert len(paths) == 7
+    logs = read_logs(folder)
+    figure = FIGURES["loss_vs_steps"](logs, summarize_runs(logs))
+    assert "1 crashed" in figure.axes[0].texts[0].get_text()
+
+
+def test_many_panels_are_cut_and_the_title_says_so(tmp_path):
+    for i in range(14):
+        write_run(tmp_path / "csv_logs", "ZO", f"block{i}", 1, 1e-4, steps=20)
+    logs = read_logs(tmp_path / "csv_logs")
+    figure = FIGURES["loss_vs_steps"](logs, summarize_runs(logs))
+    assert "first 12 of 14 panels" in figure.get_suptitle()

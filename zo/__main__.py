@@ -1,0 +1,8 @@
+"""``python -m zo``: the doors of the project."""
+
+import sys
+
+from zo.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""What the runs say: best learning rates, intervals over seeds, methods compared, costs.
+
+Vocabulary. A *context* is what two methods must share to be compared (scope, batch size, model, data); a
+*cell* is a context, a method and its own settings, all but learning rate and seed. The *score* of a run is
+its final validation loss, or its final training loss where no run measured validation. What needs whole
+curves (convergence, equal budgets) is in curves.py.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtrit
+
+from zo.analysis.table import PROBLEM_AXES, list_axes, spell_lr
+
+MODES = ("FO", "ZO", "Calibrate", "Instruct", "Random", "Frozen")
+CONTROLS = ("Random", "Frozen")
+BUDGETS = {
+    "steps": "step",
+    "tokens": "tokens",
+    "forward-pass equivalents": "equivalents",
+    "seconds": "seconds",
+}
+SHORT = {"batch_size": "bs"}  # as run names have it
+EDGE_WARNINGS = {
+    "low edge": "best is the lowest learning rate tried: the optimum may lie below",
+    "high edge": "best is the highest learning rate tried: the optimum may lie above",
+    "single value": "only one learning rate tried: not tuned",
+    "none": "no learning rate finished, with a validation loss, in every seed",
+}
+
+
+class Interval(NamedTuple):
+    """A mean over n seeds and its t interval; the ends are NaN where n < 2 or a value is infinite."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def mean_interval(values, confidence: float = 0.95) -> Interval:
+    """Return mean and two-sided Student t interval of `values`; a NaN among them raises ValueError."""
+    values = np.asarray(values, dtype=float)
+    if np.isnan(values).any():
+        raise ValueError("a NaN among the values: leave out what was not measured before averaging")
+    n = len(values)
+    mean = float(values.mean()) if n else np.nan
+    if n < 2 or not np.isfinite(mean):
+        return Interval(mean, np.nan, np.nan, n)
+    half = float(stdtrit(n - 1, 0.5 + confidence / 2)) * values.std(ddof=1) / np.sqrt(n)
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def difference_interval(left: pd.Series, right: pd.Series, confidence: float = 0.95) -> Interval:
+    """Return the interval of left - right, both indexed by seed, over the seeds that both have.
+
+    Pairing by seed is right here because runs of one seed share their initial weights and their batches.
+    Where no seed is shared the means' difference comes back with n = 0.
+    """
+    shared = left.index.intersection(right.index)
+    known = len(shared) and not shared.hasnans and left.index.is_unique and right.index.is_unique
+    if not known:
+        return Interval(left.mean() - right.mean(), np.nan, np.nan, 0)
+    return mean_interval(left[shared] - right[shared], confidence)
+
+
+def pick_score(runs: pd.DataFrame) -> str:
+    """Name the column that ranks runs."""
+    return "final_val_loss" if runs["final_val_loss"].notna().any() else "final_loss"
+
+
+def list_context(runs: pd.DataFrame) -> list[str]:
+    """Name the axes that two methods must share: the scope, and other PROBLEM_AXES that vary."""
+    axes = [axis for axis in list_axes(runs) if axis in PROBLEM_AXES]
+    return [axis for axis in axes if axis == "scope" or runs[axis].nunique() > 1]
+
+
+def list_knobs(runs: pd.DataFrame) -> list[str]:
+    """Name the axes that are a method's own beyond mode, q, lr and seed, where they vary."""
+    core = (*PROBLEM_AXES, "mode", "q", "lr", "seed")
+    return [axis for axis in list_axes(runs) if axis not in core and runs[axis].nunique() > 1]
+
+
+def name_context(row, runs: pd.DataFrame) -> str:
+    """Name a row's context in words: the scope, then what else varies: 'full, bs4'."""
+    axes = [axis for axis in list_context(runs) if axis != "scope"]
+    scope = "?" if pd.isna(row["scope"]) else str(row["scope"])
+    return ", ".join([scope, *(f"{SHORT.get(axis, axis + ' ')}{row[axis]}" for axis in axes)])
+
+
+def name_method(row, runs: pd.DataFrame) -> str:
+    """Name a row's method in words: mode, q if it makes queries, varying knobs: 'ZO q=8 optimizer adam'."""
+    knobs = [f"{axis} {row[axis]}" for axis in list_knobs(runs) if axis in row and not pd.isna(row[axis])]
+    return " ".join([str(row["mode"]), *([f"q={row['q']}"] if row["q"] else []), *knobs])
+
+
+def best_learning_rates(runs: pd.DataFrame) -> pd.DataFrame:
+    """Choose each cell's learning rate: the lowest mean score among those that finished in every seed.
+
+    One row a cell: its axes, `lr`, `n` (seeds), `loss` with `low` and `high`, `tried`, `diverged`, `edge`
+    and `warning`. A learning rate that diverged in any seed counts as tried but cannot be chosen (the mean
+    of its survivors would flatter it). Controls get no edge: the smallest step is always best for them.
+    """
+    axes = [*list_context(runs), "mode", "q", *list_knobs(runs)]
+    score = pick_score(runs)
+    rows = [
+        dict(zip(axes, key, strict=True)) | _choose_lr(cell, score)
+        for key, cell in runs.groupby(axes, dropna=False, sort=False)
+    ]
+    best = pd.DataFrame(rows)
+    return best.sort_values(axes, key=mode_order, kind="stable").reset_index(drop=True)
+
+
+def _choose_lr(cell: pd.DataFrame, score: str) -> dict:
+    """Choose one cell's learning rate; crashed runs say nothing about theirs and are left out."""
+    known = cell[cell["status"] != "crashed"]
+    gone = known.loc[known["status"] == "diverged", "lr"]
+    done = known[(known["status"] == "done") & known[score].notna() & ~known["lr"].isin(gone)]
+    tried = sorted(known["lr"].dropna().unique())
+    mode = cell["mode"].iloc[0]
+    facts = {"tried": ", ".join(map(spell_lr, tried)), "diverged": len(gone)}
+    if done.empty:
+        nothing = {"lr": np.nan, "n": 0, "loss": np.nan, "low": np.nan, "high": np.nan}
+        return nothing | facts | {"edge": "none", "warning": EDGE_WARNINGS["none"]}
+    lr = done.groupby("lr", dropna=False)[score].mean().idxmin()
+    loss = mean_interval(done.loc[(done["lr"] == lr) | pd.isna(lr), score])
+    edge = "" if mode in CONTROLS else flag_edge(lr, tried)
+    chosen = {"lr": lr, "n": loss.n, "loss": loss.mean, "low": loss.low, "high": loss.high}
+    return chosen | facts | {"edge": edge, "warning": EDGE_WARNINGS.get(edge, "")}
+
+
+def flag_edge(lr: float, tried: list[float]) -> str:
+    """Say where `lr` lies among those tried: "low edge", "high edge", "single value", or "" inside."""
+    if len(tried) <= 1:
+        return "single value"
+    return {min(tried): "low edge", max(tried): "high edge"}.get(lr, "")
+
+
+def lead_cells(runs: pd.DataFrame, by: tuple[str, ...] = ("mode",)) -> pd.DataFrame:
+    """Keep, in each context and for each value of `by`, the best cell of `best_learning_rates`."""
+    best = best_learning_rates(runs)
+    keys = [*list_context(runs), *by]
+    ranked = best[best["n"] > 0].sort_values("loss", kind="stable")
+    return best.loc[ranked.groupby(keys, dropna=False).head(1).index.sort_values()].reset_index(drop=True)
+
+
+def select_runs(runs: pd.DataFrame, cell: pd.Series) -> pd.DataFrame:
+    """Return the finished runs of one row of `best_learning_rates` (its cell at its lr), one a seed."""
+    axes = [axis for axis in list_axes(runs) if axis in cell.index]
+    same = runs["status"] == "done"
+    for axis in axes:
+        same &= runs[axis].isna() if pd.isna(cell[axis]) else runs[axis].eq(cell[axis]).fillna(False)
+    return runs[same]
+
+
+def compare_methods(runs: pd.DataFrame) -> pd.DataFrame:
+    """Give each method's best cell in each context beside FO's, with differences in nats.
+
+    `minus_FO` and `minus_Frozen` (with `_low`, `_high`) pair runs by seed; positive: worse than it. Where
+    no Frozen run exists the loss before training, which is what Frozen keeps, stands in.
+    """
+    leads, score = lead_cells(runs), pick_score(runs)
+    keys = list_context(runs)
+    rows = []
+    for _, context in leads.groupby(keys, dropna=False, sort=False):
+        scores = {cell["mode"]: _by_seed(select_runs(runs, cell), score) for _, cell in context.iterrows()}
+        first = select_runs(runs, context.iloc[0])
+        scores.setdefault("Frozen", _by_seed(first, "initial_val_loss").dropna())
+        for _, cell in context.iterrows():
+            row = cell.to_dict()
+            for other in ("FO", "Frozen", "Random"):
+                rival = scores.get(other if other != cell["mode"] else None, pd.Series(dtype=float))
+                gap = difference_interval(scores[cell["mode"]], rival)
+                row |= {
+                    f"minus_{other}": gap.mean,
+                    f"minus_{other}_low": gap.low,
+                    f"minus_{other}_high": gap.high,
+                }
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _by_seed(runs: pd.DataFrame, column: str) -> pd.Series:
+    return runs.set_index("seed")[column].astype(float)
+
+
+def measure_costs(runs: pd.DataFrame) -> pd.DataFrame:
+    """Give each method and q what a step costs: medians over its finished runs of all learning rates.
+
+    Columns: runs, seconds_per_step, tokens_per_second, forward_per_step, backward_per_step, peak_memory_mb.
+    """
+    done = runs[(runs["status"] == "done") & (runs["steps"] > 0)].copy()
+    for name, total in {
+        "seconds": "seconds",
+        "forward": "forward_passes",
+        "backward": "backward_passes",
+    }.items():
+        done[f"{name}_per_step"] = done[total].astype(float) / done["steps"].astype(float)
+    measures = [
+        "seconds_per_step",
+        "tokens_per_second",
+        "forward_per_step",
+        "backward_per_step",
+        "peak_memory_mb",
+    ]
+    groups = done.groupby([*list_context(runs), "mode", "q"], dropna=False, sort=False)
+    costs = groups[measures].median()
+    costs.insert(0, "runs", groups.size())
+    return costs.reset_index().sort_values([*list_context(runs), "mode", "q"], key=mode_order, kind="stable")
+
+
+def mode_order(column: pd.Series) -> pd.Series:
+    """Sort modes as people name them (FO, ZO, hybrids, controls), numbers as numbers, the rest as text."""
+    if column.name == "mode":
+        known = {mode: f"{i}" for i, mode in enumerate(MODES)}
+        return column.map(lambda mode: known.get(mode, f"{len(MODES)}{mode}"))
+    return column if pd.api.types.is_numeric_dtype(column) else column.astype(str)

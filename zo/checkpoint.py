@@ -1,0 +1,70 @@
+"""Checkpoints: one safetensors file each, whole, checksummed, enough to go on to the same bytes.
+
+What is stored: the trained parameters, the optimizers' state, the ledger and the lengths of the logs.
+Batches and noise are functions of (seed, step), and frozen weights of the seed, so nothing else is needed.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from zo.files import make_folder, write_aside
+
+KEPT = 2
+"""The newest, and the one before it in case the newest is damaged."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Named tensors on the CPU, and a JSON-able state beside them."""
+
+    step: int
+    tensors: dict[str, torch.Tensor]
+    state: dict
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write ``step-<n>.safetensors`` and drop all but the newest KEPT."""
+    make_folder(folder)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    header = {"step": checkpoint.step, "state": checkpoint.state, "sha256": digest(tensors)}
+    path = folder / f"step-{checkpoint.step:09d}.safetensors"
+    write_aside(path, save(tensors, metadata={"zo": json.dumps(header, sort_keys=True)}))
+    for old in sorted(folder.glob("step-*.safetensors"))[:-KEPT]:
+        old.unlink()
+    return path
+
+
+def load_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint, if any, and a line for each damaged one that was passed over."""
+    complaints = []
+    for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
+        try:
+            return read_checkpoint(path), complaints
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            complaints.append(f"{path} is damaged ({error}): using the one before it")
+    return None, complaints
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read and verify one file. Raises SafetensorError, OSError, ValueError or KeyError."""
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["zo"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    if digest(tensors) != header["sha256"]:
+        raise ValueError("checksum does not match")
+    return Checkpoint(header["step"], tensors, header["state"])
+
+
+def digest(tensors: dict[str, torch.Tensor]) -> str:
+    """Hash of names and values."""
+    hasher = hashlib.sha256()
+    for name in sorted(tensors):
+        hasher.update(name.encode())
+        hasher.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy())
+    return hasher.hexdigest()

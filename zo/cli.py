@@ -1,0 +1,353 @@
+"""The command line: what each door takes, and how a user's mistake ends.
+
+A UserError is one line on stderr and exit status 2. Everything heavy is imported by the door that needs it.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import UnionType
+from typing import get_args, get_origin
+
+from zo.errors import UserError
+
+PROGRAM = "zo"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit status."""
+    parser = build_parser()
+    options = parser.parse_args(
+        [_hyphens(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    )
+    try:
+        return options.door(options) or 0
+    except UserError as error:
+        print(f"{PROGRAM} {options.command}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `zo stats ... | head`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+        return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their flags."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Pretrain small language models with zeroth-order and first-order methods, and compare them.",
+        epilog="Flags may be spelled with - or _. `zo COMMAND --help` says more.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, door, add_flags, help_text in (
+        ("train", _train, _train_flags, "train one run, as a sweep would"),
+        ("sweep", _sweep, _sweep_flags, "run a grid given by flags through the Snakemake workflow"),
+        ("cache", _cache, _cache_flags, "build the token cache that runs read"),
+        ("analyze", _analyze, _analyze_flags, "summarize a folder of CSV logs"),
+        ("plot", _plot, _plot_flags, "draw the figures of a folder of CSV logs"),
+        ("stats", _stats, _stats_flags, "print the statistics of a folder of CSV logs"),
+        ("doctor", _doctor, _doctor_flags, "print versions, devices, memory, and what is missing"),
+        ("crash", _crash, _crash_flags, "(for the workflow) record a training job that failed"),
+    ):
+        command = commands.add_parser(
+            name, help=help_text, description=help_text[0].upper() + help_text[1:] + "."
+        )
+        command.set_defaults(door=door)
+        add_flags(command)
+    return parser
+
+
+def _hyphens(word: str) -> str:
+    """--batch_size and --batch-size are one flag; values stay as they are."""
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    return flag.replace("_", "-") + equals + value
+
+
+def _add_setting(parser, key: str, info, required: bool = False) -> None:
+    """Add one field of a pydantic model as a flag; values stay text, the model reads and checks them."""
+    flag = "--" + key.replace("_", "-")
+    default = "" if info.is_required() or info.default is None else f" (default {info.default})"
+    text = f"{info.description}{default}".replace("%", "%%")
+    if info.annotation is bool:
+        parser.add_argument(flag, dest=key, action=argparse.BooleanOptionalAction, default=None, help=text)
+        return
+    parser.add_argument(flag, dest=key, metavar=_metavar(info.annotation), required=required, help=text)
+
+
+def _metavar(annotation) -> str:
+    if get_origin(annotation) is UnionType:
+        annotation = next(kind for kind in get_args(annotation) if kind is not type(None))
+    kind = get_args(annotation)[0] if hasattr(annotation, "__metadata__") else annotation
+    return {int: "N", float: "X"}.get(kind, "TEXT")
+
+
+# --- train ---------------------------------------------------------------------------------------
+
+
+def _train_flags(parser) -> None:
+    from zo.spec import RunSpec
+
+    for key, info in RunSpec.model_fields.items():
+        _add_setting(parser, key, info)
+    parser.add_argument(
+        "--parallel-q-computation",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="evaluate several directions in one forward pass: plan parallel, or with --no- sequential",
+    )
+    parser.add_argument("--spec", metavar="JSON", help="a whole spec as JSON text, or a spec.json file")
+    _results_flag(parser)
+    _machine_flags(parser)
+
+
+def _machine_flags(parser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<index> (default auto)")
+    parser.add_argument("--gpus", type=int, metavar="N", help="take N free GPUs of this machine; 0: the CPU")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's own choice)")
+
+
+def _results_flag(parser) -> None:
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), metavar="DIR", help="(default results)"
+    )
+
+
+def _train(options) -> int:
+    from zo.gpus import take_gpus
+    from zo.record import RunFiles
+
+    spec = _read_spec(options)
+    files = RunFiles(options.results, spec.name)
+    files.make_folders()
+    _log_to(files.job_log)
+    if options.gpus is not None:
+        take_gpus(options.gpus)
+    _limit_threads(options.threads)
+    from zo.train import train
+
+    try:
+        train(spec, options.results, device=options.device, threads=options.threads)
+    except (UserError, SystemExit):
+        raise
+    except Exception:
+        logging.getLogger("zo").exception("%s: crashed", spec.name)
+        return 1
+    return 0
+
+
+def _read_spec(options):
+    from zo.spec import LENGTHS, RunSpec
+
+    given = {key: value for key in RunSpec.model_fields if (value := getattr(options, key)) is not None}
+    if options.spec:
+        if given:
+            raise UserError(f"--spec is a whole spec: drop --{next(iter(given))}")
+        text = options.spec if options.spec.lstrip().startswith("{") else _read_text(Path(options.spec))
+        return RunSpec.from_json(text)
+    if "mode" not in given:
+        raise UserError("--mode is missing: it is the one flag without a default")
+    if options.parallel_q_computation is not None:
+        given["plan"] = "parallel" if options.parallel_q_computation else "sequential"
+    if not any(key in given for key in LENGTHS):
+        given["epochs"] = 1
+    spec = RunSpec.make(**given)
+    for flag in ("parallel_q_computation", "parallel_batch_size"):
+        if getattr(options, flag) is not None and not spec.query_budget_q:
+            raise UserError(f"--{flag}: mode {spec.mode} makes no queries: drop the flag")
+    return spec
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def _log_to(path: Path) -> None:
+    """Log lines to stderr and to the run's log file; once where the workflow made them the same file."""
+    logger = logging.getLogger("zo")
+    logger.setLevel(logging.INFO)
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    if not (path.exists() and os.path.sameopenfile(sys.stderr.fileno(), os.open(path, os.O_RDONLY))):
+        handlers.append(logging.FileHandler(path))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        logger.addHandler(handler)
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").addHandler(handlers[-1])
+
+
+def _limit_threads(threads: int | None) -> None:
+    """Every library's pool gets the run's threads and no more; before any of them is imported."""
+    if threads is None:
+        return
+    if threads < 1:
+        raise UserError(f"threads: {threads} is not allowed: it must be 1 or more")
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
+        os.environ[variable] = str(threads)
+
+
+# --- sweep ---------------------------------------------------------------------------------------
+
+
+def _sweep_flags(parser) -> None:
+    from zo.spec import AXES, RunSpec
+    from zo.study import PLURAL
+
+    parser.add_argument(
+        "--study", default="sweep", help="its name: results go to results/<study>/ (default sweep)"
+    )
+    for key, info in RunSpec.model_fields.items():
+        flag = "--" + PLURAL.get(key, key).replace("_", "-")
+        many = ", a list with commas" if key in AXES else ""
+        text = f"{info.description}{many}".replace("%", "%%")
+        parser.add_argument(flag, dest=key, metavar="A,B,..." if many else "X", help=text)
+    parser.add_argument("--parallel", type=int, default=4, metavar="N", help="runs at once (default 4)")
+    parser.add_argument("--gpus", metavar="IDS", help="GPU ids to use, e.g. 0,1,2,3; none: the CPU")
+    parser.add_argument(
+        "--threads", type=int, default=1, metavar="N", help="CPU threads of one run (default 1)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a small grid that takes about a minute on a CPU"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the runs and stop")
+    parser.add_argument("snakemake", nargs="*", metavar="-- ARG", help="passed on to snakemake")
+
+
+def _sweep(options) -> int:
+    from zo.sweep import start_sweep
+
+    return start_sweep(options)
+
+
+# --- cache ---------------------------------------------------------------------------------------
+
+
+def _cache_flags(parser) -> None:
+    from zo.spec import RunSpec
+
+    for key in ("dataset", "dataset_revision", "max_samples", "text_column", "tokenizer", "vocab_size"):
+        _add_setting(parser, key, RunSpec.model_fields[key])
+    parser.add_argument("--spec", metavar="JSON", help="all of the above as JSON (what the workflow gives)")
+    _results_flag(parser)
+
+
+def _cache(options) -> int:
+    from zo.dataset import DatasetSpec, build_cache
+    from zo.files import make_folder
+    from zo.spec import RunSpec, dataset_spec
+
+    if options.spec:
+        wanted = DatasetSpec.from_json(options.spec)
+    else:
+        given = {
+            key: value for key in RunSpec.model_fields if (value := getattr(options, key, None)) is not None
+        }
+        wanted = dataset_spec(RunSpec.make(mode="FO", max_steps=1, **given))
+    print(build_cache(wanted, make_folder(options.results / "cache")))
+    return 0
+
+
+# --- analysis ------------------------------------------------------------------------------------
+
+
+def _folder_flags(parser, out_help: str | None = None) -> None:
+    parser.add_argument("folder", type=Path, help="folder of CSV logs, e.g. results/csv_logs")
+    parser.add_argument("--study", metavar="FILE", help="only the runs of this study (a file, or its JSON)")
+    if out_help:
+        parser.add_argument("--out", type=Path, metavar="DIR", help=out_help)
+
+
+def _study_runs(options) -> list[str] | None:
+    """Names of the runs of ``--study``; None for all of the folder."""
+    from zo.study import load_study, read_study
+
+    if not options.study:
+        return None
+    text = options.study
+    study = load_study(json.loads(text)) if text.lstrip().startswith("{") else read_study(Path(text))
+    return list(study.runs)
+
+
+def _analyze_flags(parser) -> None:
+    _folder_flags(parser, "where summary.txt and summary.csv go (default: beside the folder)")
+
+
+def _analyze(options) -> int:
+    from zo.analysis.summary import write_summary
+
+    out = options.out or options.folder.parent
+    out.mkdir(parents=True, exist_ok=True)
+    write_summary(options.folder, out / "summary.txt", out / "summary.csv", runs=_study_runs(options))
+    print((out / "summary.txt").read_text(), end="")
+    return 0
+
+
+def _plot_flags(parser) -> None:
+    _folder_flags(parser, "where the figures go (default: plots/ beside the folder)")
+    parser.add_argument("--per-run", action="store_true", help="draw one curve for each run too")
+
+
+def _plot(options) -> int:
+    from zo.analysis.plots import write_plots
+
+    out = options.out or options.folder.parent / "plots"
+    for path in write_plots(options.folder, out, per_run=options.per_run, runs=_study_runs(options)):
+        print(path)
+    return 0
+
+
+def _stats_flags(parser) -> None:
+    _folder_flags(parser)
+    parser.add_argument(
+        "--targets", metavar="L1,L2", help="losses to measure convergence to (default: chosen)"
+    )
+
+
+def _stats(options) -> int:
+    from zo.analysis.summary import stats_text
+
+    targets = _numbers("targets", options.targets) if options.targets else None
+    print(stats_text(options.folder, targets=targets, runs=_study_runs(options)))
+    return 0
+
+
+def _numbers(key: str, text: str) -> list[float]:
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise UserError(
+            f"{key}: {text!r} is not allowed: it must be numbers with commas between them"
+        ) from None
+
+
+# --- doctor, crash -------------------------------------------------------------------------------
+
+
+def _doctor_flags(parser) -> None:
+    parser.add_argument("--dataset", metavar="NAME", help="try to read one document of this corpus")
+
+
+def _doctor(options) -> int:
+    from zo.doctor import examine
+
+    return examine(options.dataset)
+
+
+def _crash_flags(parser) -> None:
+    parser.add_argument("--run", required=True)
+    parser.add_argument("--exit", type=int, required=True, metavar="STATUS")
+    parser.add_argument("--last-attempt", type=int, required=True, metavar="0|1")
+    _results_flag(parser)
+
+
+def _crash(options) -> int:
+    from zo.crash import handle_crash
+
+    return handle_crash(options.results, options.run, options.exit, bool(options.last_attempt))

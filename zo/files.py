@@ -1,0 +1,57 @@
+"""Files that are whole or absent, and folders that one process at a time works in."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from zo.errors import UserError
+
+
+def write_aside(path: Path, content: bytes | str) -> None:
+    """Write a file so that its name never shows half of it: aside, synced, then renamed."""
+    content = content.encode() if isinstance(content, str) else content
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(aside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON for people and programs alike: sorted keys, indented."""
+    write_aside(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON object; empty where there is none to read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):
+        return {}
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder that can be written to. Raises UserError where it can't be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"results folder {path} cannot be made: {error.strerror}: choose another") from None
+    if not os.access(path, os.W_OK):
+        raise UserError(f"results folder {path} is not writable: choose another or change its permissions")
+    return path
+
+
+@contextmanager
+def hold(path: Path) -> Iterator[None]:
+    """Wait for an exclusive lock on ``path`` and hold it; the kernel frees it when the process ends."""
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

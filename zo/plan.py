@@ -1,0 +1,35 @@
+"""How the evaluations of one ZO estimate are laid out, and how ``auto`` chooses."""
+
+from dataclasses import dataclass
+
+MOST_IN_FLIGHT = 8
+LOGITS_BYTES = 256 * 2**20
+"""Of all members of a forward pass together: past this a CPU spends its time on page faults."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The result of an estimate is the same to rounding under every plan."""
+
+    kind: str = "sequential"
+    """``sequential``: one member at a time, the memory floor. ``parallel``: members share a batch."""
+    directions_in_flight: int = 4
+    """Directions (all their signs) in one forward pass of the parallel plan."""
+
+
+def decide_plan(
+    kind: str, in_flight: int | None, *, q: int, signs: int, tokens: int, vocab_size: int
+) -> tuple[Plan, str]:
+    """Choose the plan of a run, and say why in words for the log.
+
+    ``kind`` and ``in_flight`` are what the user asked for (``auto`` and None: choose); ``tokens`` is those
+    of one batch, B x T, whose logits are fp32 [tokens, vocab_size] for each member in flight.
+    """
+    fitting = max(1, LOGITS_BYTES // (signs * tokens * vocab_size * 4))
+    chosen = min(q, in_flight or min(MOST_IN_FLIGHT, fitting))
+    if kind == "auto":
+        kind = "sequential" if q == 1 and not in_flight else "parallel"
+        reason = f"q = {q}; logits of {chosen} directions stay within {LOGITS_BYTES >> 20} MiB"
+    else:
+        reason = "asked for"
+    return Plan(kind, max(1, chosen)), reason

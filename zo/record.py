@@ -1,0 +1,158 @@
+"""Everything a run writes but its checkpoints: the CSV log, the scalar log, spec, manifest, outcome.
+
+The log grows in runs/<run>/, which Snakemake does not know of, and is published to csv_logs/ when the
+run ends; Snakemake deletes a declared output before every rerun, and with it a crashed run's curve.
+"""
+
+import csv
+import io
+import json
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from zo.files import make_folder, write_aside, write_json
+
+COLUMNS = (
+    "timestamp epoch step mode scope q lr current_lr batch_size block_size optimizer bp_interval epsilon loss "
+    "val_loss grad_norm cosine tokens tokens_evaluated forward_passes backward_passes seconds tokens_per_second "
+    "peak_memory_mb seed"
+).split()
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Where one run's files lie under the results folder."""
+
+    results: Path
+    run: str
+
+    @property
+    def folder(self) -> Path:
+        return self.results / "runs" / self.run
+
+    @property
+    def csv(self) -> Path:
+        """The published log."""
+        return self.results / "csv_logs" / f"{self.run}.csv"
+
+    @property
+    def job_log(self) -> Path:
+        return self.results / "job_logs" / f"{self.run}.log"
+
+    @property
+    def live_csv(self) -> Path:
+        return self.folder / "log.csv"
+
+    @property
+    def scalars(self) -> Path:
+        return self.folder / "scalars.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def make_folders(self) -> None:
+        """Make all of them. Raises UserError where the results folder can't be written to."""
+        for folder in (self.folder, self.csv.parent, self.job_log.parent):
+            make_folder(folder)
+
+    def write_outcome(self, status: str, reason: str | None, step: int) -> None:
+        """Publish the log and say how the run ended: ``done``, ``diverged`` or ``crashed``."""
+        log = self.live_csv.read_bytes() if self.live_csv.exists() else b""
+        write_aside(self.csv, log)
+        outcome = {
+            "run": self.run,
+            "status": status,
+            "reason": reason,
+            "step": step,
+            "log": str(self.job_log),
+        }
+        write_json(self.folder / "outcome.json", outcome)
+
+    def keep_final_weights(self) -> None:
+        """Set the last checkpoint aside as the result, so that a run asked for again starts over."""
+        *_, last = sorted(self.checkpoints.glob("step-*.safetensors"))
+        last.replace(self.folder / "final.safetensors")
+        shutil.rmtree(self.checkpoints)
+
+
+class Logs:
+    """The two logs that grow with a run, cut back to a checkpoint's length when it resumes."""
+
+    def __init__(self, files: RunFiles, lengths: dict[str, int] | None = None):
+        lengths = lengths or {"csv": 0, "scalars": 0}
+        self._csv = _open_at(files.live_csv, lengths["csv"])
+        self._scalars = _open_at(files.scalars, lengths["scalars"])
+        if not lengths["csv"]:
+            self._write_line(dict(zip(COLUMNS, COLUMNS, strict=True)))
+
+    def write_row(self, row: dict[str, Any]) -> None:
+        """Append one row of the CSV; a key that is no column is an error, a missing one is empty."""
+        self._write_line({"timestamp": datetime.now(UTC).isoformat(timespec="seconds"), **row})
+
+    def _write_line(self, row: dict[str, Any]) -> None:
+        line = io.StringIO()
+        csv.DictWriter(line, COLUMNS, restval="", lineterminator="\n").writerow(row)
+        self._csv.write(line.getvalue().encode())
+        self._csv.flush()
+
+    def write_scalars(self, step: int, scalars: dict[str, Any]) -> None:
+        """Append what a ZO step can be replayed from; floats are written so that they read back exactly."""
+        if scalars:
+            self._scalars.write((json.dumps({"step": step, **scalars}) + "\n").encode())
+
+    def lengths(self) -> dict[str, int]:
+        """Bytes on disk now, for the checkpoint."""
+        for file in (self._csv, self._scalars):
+            file.flush()
+            os.fsync(file.fileno())
+        return {"csv": self._csv.tell(), "scalars": self._scalars.tell()}
+
+    def close(self) -> None:
+        self._csv.close()
+        self._scalars.close()
+
+
+def _open_at(path: Path, length: int):
+    path.touch()
+    file = open(path, "r+b")  # noqa: SIM115 - closed by Logs.close
+    file.truncate(length)
+    file.seek(length)
+    return file
+
+
+def describe_machine(device: str, threads: int) -> dict[str, Any]:
+    """Versions, hardware and commit, for the manifest."""
+    packages = ("zo", "torch", "transformers", "tokenizers", "datasets", "numpy", "safetensors")
+    return {
+        "versions": {name: _version(name) for name in packages} | {"python": platform.python_version()},
+        "commit": _commit(),
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "device": device,
+        "threads": threads,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The source's git commit, with ``-dirty`` where files differ from it; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,346 @@
+"""What a run is: every setting of one cell, checked, with its name and its JSON.
+
+RunSpec's fields are the single source of the flags of ``zo train``, the keys of a study file, the axes
+and their suffixes in run names, the defaults and the documentation (docs/settings.md is made from them).
+"""
+
+import json
+import math
+import re
+from dataclasses import replace
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from zo.dataset import DatasetSpec
+from zo.errors import UserError, suggest, unknown
+from zo.methods import METHODS
+from zo.sizes import ARCHITECTURES, DEFAULT_VOCABULARY, SIZES, max_positions, validate_scope
+
+LENGTHS = ("max_steps", "epochs", "max_tokens", "max_forwards")
+NAMED = ("mode", "scope", "batch_size", "query_budget_q", "learning_rate")
+"""The axes that every name spells out; the others appear as suffixes."""
+
+
+def _reject_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("should be a number, not true or false")
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_reject_bool)]
+Number = Annotated[float, BeforeValidator(_reject_bool), Field(allow_inf_nan=False)]
+
+
+def axis(default: Any, description: str, suffix: str | None = None, **limits: Any) -> Any:
+    """Declare a setting that may differ between the runs of a study; ``suffix`` marks it in names."""
+    extra = {"axis": True, "suffix": suffix}
+    return Field(default, description=description, json_schema_extra=extra, **limits)
+
+
+def common(default: Any, description: str, **limits: Any) -> Any:
+    """Declare a setting that is one value for all runs of a study."""
+    return Field(default, description=description, json_schema_extra={"axis": False}, **limits)
+
+
+class RunSpec(BaseModel):
+    """One run, resolved: with this and the same versions anyone can repeat it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
+
+    # The cell.
+    mode: str = axis(..., f"method: {', '.join(METHODS)}")
+    scope: str = axis("reduced", "what is trained: full, reduced, head, norms or block<i>")
+    batch_size: Integer = axis(8, "sequences a step", ge=1)
+    query_budget_q: Integer = axis(1, "directions a ZO step evaluates (0 for FO and Frozen)", ge=0)
+    learning_rate: Number = axis(1e-5, "peak learning rate", gt=0)
+    # Further axes.
+    optimizer: Literal["sgd", "adam", "adamw", "muon", "mudamw"] = axis("sgd", "update rule", "opt")
+    momentum: Number = axis(0.0, "momentum of sgd; of muon where above 0 (else 0.95)", "mom", ge=0, lt=1)
+    weight_decay: Number = axis(0.0, "weight decay (decoupled but for sgd and adam)", "wd", ge=0)
+    cautious: bool = axis(False, "mudamw: drop coordinates where update and gradient disagree", "cautious")
+    schedule: Literal["constant", "cosine"] = axis("constant", "learning rate after the warm-up", "sched")
+    warmup_steps: Integer = axis(0, "steps of linear warm-up", "warm", ge=0)
+    epsilon: Number = axis(1e-3, "length of the finite difference", "eps", gt=0)
+    direction_family: Literal["gaussian", "rademacher"] = axis(
+        "gaussian", "distribution of directions", "dir"
+    )
+    sides: Literal["two", "one"] = axis("two", "central or forward difference", "sides")
+    bp_interval: Integer | None = axis(None, "Calibrate, Instruct: backprop every n-th step", "bp", ge=1)
+    bp_learning_rate: Number | None = axis(
+        None, "Calibrate: learning rate of backprop steps; learning_rate if not given", "bplr", gt=0
+    )
+    cosine_target: Number = axis(0.9, "Instruct: cosine of directions with the gradient", "cos", gt=0, le=1)
+    blend_bp_gradient: bool = axis(False, "Instruct: average estimate and gradient", "blend")
+    gradient_accumulation: Integer = axis(1, "FO: parts that the batch is split into", "acc", ge=1)
+    gradient_checkpointing: bool = axis(False, "recompute activations in backprop to save memory", "gc")
+    seed: Integer = axis(0, "of initial weights, batches and noise", "seed", ge=0)
+    model_size: str = axis("100k", f"model preset: {', '.join(SIZES)}", "size")
+    architecture: Literal[*ARCHITECTURES] = axis("gpt2", "model family", "arch")
+    block_size: Integer = axis(64, "tokens a training sequence", "block", ge=1)
+    precision: Literal["fp32", "bf16", "fp16"] = axis("fp32", "of evaluations; weights stay fp32", "prec")
+
+    # The data, one for all runs of a study.
+    dataset: str = common("shakespeare", "name of a corpus, or path of a text, jsonl or parquet file")
+    dataset_revision: str | None = common(None, "revision of a hub dataset")
+    max_samples: Integer | None = common(None, "read at most this many documents", ge=1)
+    text_column: str | None = common(None, "column of a jsonl or parquet file that holds the text")
+    tokenizer: str | None = common(None, "bpe, bytes, gpt2, or a hub name or path; by size if not given")
+    vocab_size: Integer | None = common(None, "vocabulary of a bpe tokenizer; by size if not given", ge=257)
+    bp_dataset: str | None = common(None, "Calibrate, Instruct: corpus of the backprop batches, if another")
+
+    # How long, exactly one of these.
+    max_steps: Integer | None = common(None, "length in steps", ge=1)
+    epochs: Number | None = common(None, "length in passes over the training tokens", gt=0)
+    max_tokens: Number | None = common(None, "length in training tokens read", ge=1)
+    max_forwards: Number | None = common(None, "length in forward passes", ge=1)
+
+    # How it is watched and kept.
+    log_interval: Integer = common(10, "steps between rows of the log", ge=1)
+    validation_interval: Integer = common(100, "steps between measurements of validation loss", ge=1)
+    validation_blocks: Integer = common(64, "held-out blocks that validation loss is the mean of", ge=1)
+    validation_block_size: Integer = common(64, "tokens of a validation block, for every run", ge=1)
+    checkpoint_interval: Integer = common(200, "steps between checkpoints", ge=1)
+
+    # How ZO estimates are evaluated; the result is the same to rounding.
+    plan: Literal["auto", "sequential", "parallel"] = common(
+        "auto", "how a ZO step's evaluations are laid out"
+    )
+    parallel_batch_size: Integer | None = common(None, "directions in flight; auto: at most 8", ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_unused(cls, data: dict) -> dict:
+        """Give the settings that the mode does not read their defaults, so that equal runs are equal."""
+        mode = data.get("mode")
+        if mode not in METHODS:
+            raise unknown("mode", mode, METHODS)
+        kept = {key: value for key, value in data.items() if value is not None and uses(mode, key)}
+        if not uses(mode, "query_budget_q"):
+            kept["query_budget_q"] = 0
+        return kept
+
+    @model_validator(mode="after")
+    def _check(self) -> "RunSpec":
+        _check_method(self)
+        if self.model_size not in SIZES:
+            raise unknown("model_size", self.model_size, SIZES)
+        validate_scope(self.scope, self.model_size, self.architecture)
+        positions = max_positions(self.model_size, self.architecture)
+        for key in ("block_size", "validation_block_size"):
+            if getattr(self, key) > positions:
+                raise UserError(
+                    f"{key}: {getattr(self, key)} is not allowed: "
+                    f"model_size {self.model_size} has {positions} positions"
+                )
+        given = [key for key in LENGTHS if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise UserError(
+                f"a run's length is exactly one of {', '.join(LENGTHS)}: "
+                f"{' and '.join(given) if given else 'none'} given"
+            )
+        if self.batch_size % self.gradient_accumulation:
+            raise UserError(
+                f"gradient_accumulation: {self.gradient_accumulation} is not allowed: "
+                f"it must divide batch_size {self.batch_size}"
+            )
+        self._resolve_tokenizer()
+        return self
+
+    def _resolve_tokenizer(self) -> None:
+        """Write the tokenizer and vocabulary that the size implies into the spec, so that it says them."""
+        small = DEFAULT_VOCABULARY[self.model_size] < 50257
+        tokenizer = self.tokenizer or ("bpe" if small else "gpt2")
+        object.__setattr__(self, "tokenizer", tokenizer)
+        if tokenizer == "bpe" and self.vocab_size is None:
+            object.__setattr__(self, "vocab_size", DEFAULT_VOCABULARY[self.model_size])
+
+    @classmethod
+    def make(cls, **settings: Any) -> "RunSpec":
+        """Build a spec; a bad value becomes a UserError that names it and what is allowed."""
+        try:
+            return cls(**settings)
+        except ValidationError as error:
+            raise UserError(describe(error, cls)) from None
+
+    @property
+    def name(self) -> str:
+        """``<mode>_<scope>_bs<bs>_q<q>_lr<lr>`` and a suffix for each axis off its default."""
+        parts = [self.mode, self.scope, f"bs{self.batch_size}", f"q{self.query_budget_q}"]
+        parts.append(f"lr{format_number(self.learning_rate)}")
+        for key, suffix in SUFFIXES.items():
+            value = getattr(self, key)
+            if value != RunSpec.model_fields[key].default:
+                parts.append(suffix + format_value(value))
+        return "_".join(parts)
+
+    def to_json(self) -> str:
+        """One line with sorted keys: equal specs have equal text."""
+        return json.dumps(self.model_dump(), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "RunSpec":
+        """Read ``to_json``'s text, or a spec.json file's."""
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"the spec is not JSON: {error}") from None
+        if not isinstance(data, dict):
+            raise UserError("the spec must be one JSON object")
+        return cls.make(**data)
+
+
+SUFFIXES: dict[str, str] = {
+    key: info.json_schema_extra["suffix"]
+    for key, info in RunSpec.model_fields.items()
+    if info.json_schema_extra.get("suffix")
+}
+AXES: tuple[str, ...] = tuple(k for k, info in RunSpec.model_fields.items() if info.json_schema_extra["axis"])
+_COMMON_AXES = {
+    "mode",
+    "scope",
+    "batch_size",
+    "learning_rate",
+    "seed",
+    "model_size",
+    "architecture",
+    "block_size",
+}
+_COMMON_AXES.add("precision")
+
+
+def uses(mode: str, key: str) -> bool:
+    """Whether a run of ``mode`` reads the setting ``key``."""
+    return key not in AXES or key in _COMMON_AXES or key in METHODS[mode].uses
+
+
+def _check_method(spec: RunSpec) -> None:
+    for key in sorted(METHODS[spec.mode].requires):
+        if getattr(spec, key) is None:
+            raise UserError(
+                f"{key}: missing, and mode {spec.mode} needs it: give a number of steps, 1 or more"
+            )
+    if uses(spec.mode, "query_budget_q") and spec.query_budget_q < 1:
+        raise UserError(f"query_budget_q: 0 is not allowed for mode {spec.mode}: it must be 1 or more")
+    if spec.momentum and spec.optimizer not in ("sgd", "muon"):
+        raise UserError(f"momentum: it belongs to optimizers sgd and muon, not {spec.optimizer}")
+    if spec.cautious and spec.optimizer != "mudamw":
+        raise UserError(f"cautious: it belongs to optimizer mudamw, not {spec.optimizer}")
+
+
+def describe(error: ValidationError, model: type[BaseModel] = RunSpec) -> str:
+    """One line for pydantic's first complaint: the key, the value, what is allowed."""
+    first = error.errors()[0]
+    if first["type"] == "value_error" and isinstance(first["ctx"]["error"], UserError):
+        return str(first["ctx"]["error"])
+    key = ".".join(str(part) for part in first["loc"][:1])
+    if first["type"] == "extra_forbidden":
+        return f"unknown setting {key!r}: {suggest(key, model.model_fields)}"
+    if first["type"] == "missing":
+        return f"{key}: missing"
+    if first["type"] == "literal_error":
+        allowed = re.findall(r"'([^']+)'", first["ctx"]["expected"])
+        return f"unknown {key} {first['input']!r}: {suggest(first['input'], allowed)}"
+    reason = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f"{key}: {first['input']!r} is not allowed: it {reason}"
+
+
+def format_number(value: float) -> str:
+    """The one spelling of a number in names: shortest mantissa, signed two-digit exponent (2.5e-04)."""
+    _, digits, exponent = Decimal(repr(float(value))).normalize().as_tuple()
+    mantissa = str(digits[0]) + ("." + "".join(map(str, digits[1:])) if digits[1:] else "")
+    return f"{mantissa}e{exponent + len(digits) - 1:+03d}"
+
+
+def format_value(value: Any) -> str:
+    """Spell an axis value in a name."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return format_number(value) if isinstance(value, float) else str(value)
+
+
+_NAME = re.compile(
+    r"(?P<mode>[A-Za-z0-9]+)_(?P<scope>[a-z0-9]+)_bs(?P<batch_size>[^_]+)_q(?P<query_budget_q>[^_]+)"
+    r"_lr(?P<learning_rate>[^_]+)(?P<rest>(?:_[^_]+)*)"
+)
+_PATTERN = "<mode>_<scope>_bs<batch size>_q<queries>_lr<learning rate>, e.g. ZO_reduced_bs4_q8_lr1e-05"
+
+
+def parse_name(name: str, **settings: Any) -> RunSpec:
+    """Read a run's name back into its spec; ``settings`` are those that no name carries.
+
+    A name that is spelled in another way than ``RunSpec.name`` spells it is an error that says how.
+    """
+    match = _NAME.fullmatch(name)
+    if not match:
+        raise UserError(f"run name {name!r} does not parse: it must read {_PATTERN}")
+    cell = match.groupdict()
+    for part in filter(None, cell.pop("rest").split("_")):
+        key, value = _parse_suffix(name, part)
+        cell[key] = value
+    try:
+        spec = RunSpec.make(**settings | cell)
+    except UserError as error:
+        raise UserError(f"run name {name!r}: {error}") from None
+    if spec.name != name:
+        raise UserError(f"run name {name!r} is spelled {spec.name!r}")
+    return spec
+
+
+def _parse_suffix(name: str, part: str) -> tuple[str, str]:
+    fitting = [key for key, suffix in SUFFIXES.items() if part.startswith(suffix) and part != suffix]
+    if not fitting:
+        raise UserError(
+            f"run name {name!r}: unknown suffix {suggest(part, (f'{s}...' for s in SUFFIXES.values()))}"
+        )
+    key = max(fitting, key=lambda key: len(SUFFIXES[key]))
+    return key, part.removeprefix(SUFFIXES[key])
+
+
+def dataset_spec(spec: RunSpec) -> DatasetSpec:
+    """The token cache that a run reads."""
+    return DatasetSpec(
+        dataset=spec.dataset,
+        revision=spec.dataset_revision,
+        max_samples=spec.max_samples,
+        tokenizer=spec.tokenizer,
+        vocab_size=spec.vocab_size,
+        text_column=spec.text_column,
+    )
+
+
+def guide_dataset_spec(spec: RunSpec) -> DatasetSpec:
+    """The cache of the backprop batches: another corpus is cut by the run's own tokenizer."""
+    own = dataset_spec(spec)
+    if spec.bp_dataset is None:
+        return own
+    trained = own if spec.tokenizer == "bpe" else None
+    return replace(own, dataset=spec.bp_dataset, revision=None, text_column=None, tokenizer_of=trained)
+
+
+def forward_passes(spec: RunSpec, step: int) -> int:
+    """Forward passes of one step, known before the run."""
+    return METHODS[spec.mode].forward_passes(spec, step)
+
+
+def total_steps(spec: RunSpec, steps_per_epoch: int | None = None) -> int:
+    """Length of the run in steps, whichever way the spec gives it; at least 1.
+
+    ``steps_per_epoch`` is the corpus's, for lengths in epochs.
+    """
+    if spec.max_steps:
+        return spec.max_steps
+    if spec.epochs:
+        return max(1, math.floor(spec.epochs * steps_per_epoch))
+    if spec.max_tokens:
+        return max(1, int(spec.max_tokens // (spec.batch_size * spec.block_size)))
+    period = spec.bp_interval or 1  # the cost of a step repeats with this period
+    costs = [forward_passes(spec, step) for step in range(1, period + 1)]
+    periods, left = divmod(int(spec.max_forwards), sum(costs))
+    steps = periods * period
+    for cost in costs:
+        if cost > left:
+            break
+        left, steps = left - cost, steps + 1
+    return max(1, steps)

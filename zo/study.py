@@ -1,0 +1,185 @@
+"""A study: the file that lists axes and settings, and the grid of runs it stands for."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from zo.dataset import DatasetSpec
+from zo.errors import UserError, suggest, unknown
+from zo.methods import METHODS
+from zo.spec import (
+    AXES,
+    LENGTHS,
+    Integer,
+    RunSpec,
+    dataset_spec,
+    describe,
+    guide_dataset_spec,
+    parse_name,
+    uses,
+)
+
+PLURAL = {
+    "mode": "modes",
+    "scope": "scopes",
+    "batch_size": "batch_sizes",
+    "query_budget_q": "query_budgets",
+    "learning_rate": "learning_rates",
+}
+"""Keys of the axes that every name spells out; every other key is the setting's own name."""
+REQUIRED = ("study", "modes", "learning_rates")
+
+
+class Workflow(BaseModel):
+    """The keys of a study file that say how to run it, not what a run is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    study: str = Field(description="its name; results go to results/, or results/<study>/ if not 'default'")
+    threads: Integer = Field(1, ge=1, description="CPU threads of one run")
+    gpus_per_run: Integer = Field(1, ge=0, description="GPUs of one run, where the machine has any")
+    retries: Integer = Field(1, ge=0, description="attempts after a crash, within one call of snakemake")
+    plot_each_run: bool = Field(False, description="draw one curve for each run too")
+
+
+@dataclass(frozen=True)
+class Study:
+    """The runs of a study by name, and the settings that a run outside the grid shares with them."""
+
+    workflow: Workflow
+    runs: dict[str, RunSpec]
+    settings: dict[str, Any] = field(repr=False)
+
+    @property
+    def results(self) -> str:
+        """Folder of the results, relative to where snakemake runs."""
+        name = self.workflow.study
+        return "results" if name == "default" else f"results/{name}"
+
+    def resolve(self, run: str) -> RunSpec:
+        """The spec of any run name: of a cell of the grid, or of one outside it with the same settings."""
+        return self.runs[run] if run in self.runs else parse_name(run, **self.settings)
+
+    def caches(self) -> dict[str, DatasetSpec]:
+        """Folder name -> DatasetSpec of every token cache that the grid's runs read."""
+        datasets = {dataset: None for spec in self.runs.values() for dataset in caches_of(spec)}
+        return {dataset.folder_name(): dataset for dataset in datasets}
+
+
+def caches_of(spec: RunSpec) -> list[DatasetSpec]:
+    """The DatasetSpecs a run reads: its corpus, and the corpus of its backprop batches if another."""
+    return list(dict.fromkeys([dataset_spec(spec), guide_dataset_spec(spec)]))
+
+
+def load_study(config: Mapping[str, Any]) -> Study:
+    """Check a study file's content and expand its grid. Raises UserError, one line."""
+    _check_keys(config)
+    own = {key: config[key] for key in Workflow.model_fields if key in config}
+    try:
+        workflow = Workflow(**own)
+    except ValidationError as error:
+        raise UserError(describe(error, Workflow)) from None
+    if not workflow.study.replace("-", "").replace("_", "").isalnum():
+        raise UserError(
+            f"study: {workflow.study!r} is not allowed: it names a folder: letters, digits, - and _"
+        )
+    settings = {k: v for k, v in config.items() if k in RunSpec.model_fields and k not in AXES}
+    runs: dict[str, RunSpec] = {}
+    for cell in _expand(config):
+        spec = RunSpec.make(**settings, **cell)
+        runs.setdefault(spec.name, spec)
+    study = Study(workflow, runs, settings)
+    for dataset in study.caches().values():
+        dataset.source()  # a corpus that does not exist is an error before any job
+    return study
+
+
+def _check_keys(config: Mapping[str, Any]) -> None:
+    axis_keys = [PLURAL.get(key, key) for key in AXES]
+    common_keys = [key for key in RunSpec.model_fields if key not in AXES]
+    allowed = [*Workflow.model_fields, *axis_keys, *common_keys]
+    for key in config:
+        if key not in allowed:
+            raise UserError(f"unknown config key {key!r}: {suggest(key, allowed)}")
+    for key in REQUIRED:
+        if config.get(key) is None:
+            raise UserError(f"config key {key!r} is missing: a study file is complete in itself")
+    given = [key for key in LENGTHS if config.get(key) is not None]
+    if len(given) != 1:
+        got = " and ".join(given) if given else "none"
+        raise UserError(f"a run's length is exactly one of {', '.join(LENGTHS)}: {got} given")
+
+
+def _expand(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield each cell of the grid: for every mode, the product of the axes that it uses."""
+    for mode in _values(config["modes"], "modes"):
+        if mode not in METHODS:
+            raise unknown("mode", mode, METHODS)
+        learns = bool(METHODS[mode].uses)
+        own = [
+            key for key in AXES if key != "mode" and uses(mode, key) and (learns or key != "learning_rate")
+        ]
+        axes = {key: values for key in own if (values := _axis_values(config, key, mode)) is not None}
+        if not learns:  # Frozen: one run, named by the grid's smallest rate
+            axes["learning_rate"] = [_smallest_rate(config["learning_rates"], mode)]
+        for combination in itertools.product(*axes.values()):
+            yield {"mode": mode, **dict(zip(axes, combination, strict=True))}
+
+
+def _axis_values(config: Mapping[str, Any], axis: str, mode: str) -> list | None:
+    """An axis's values for one mode; None where the study leaves the axis at its default."""
+    key = PLURAL.get(axis, axis)
+    values = config.get(key)
+    if not isinstance(values, Mapping):
+        return None if values is None else _values(values, key)
+    for name in values:
+        if name not in (*METHODS, "default"):
+            raise unknown(f"mode in {key}", name, [*METHODS, "default"])
+    if mode in values:
+        return _values(values[mode], f"{key}.{mode}")
+    if "default" in values:
+        return _values(values["default"], f"{key}.default")
+    raise UserError(f"{key}: no value for mode {mode}: add {mode!r} or 'default' to the mapping")
+
+
+def _values(values: Any, key: str) -> list:
+    values = list(values) if isinstance(values, list | tuple) else [values]
+    if not values:
+        raise UserError(f"{key}: the list is empty: give at least one value")
+    if any(isinstance(value, Mapping | list) for value in values):
+        raise UserError(
+            f"{key}: {values!r} is not allowed: it must be a value, a list, or a mapping from mode"
+        )
+    return values
+
+
+def _smallest_rate(rates: Any, mode: str) -> Any:
+    """Of the rates given for the mode itself, else of all rates of the grid."""
+    if isinstance(rates, Mapping):
+        own = [rates[mode]] if mode in rates else rates.values()
+        rates = [rate for values in own for rate in _values(values, "learning_rates")]
+    rates = _values(rates, "learning_rates")
+    try:
+        return min(rates, key=float)
+    except (TypeError, ValueError):
+        return rates[0]  # RunSpec says what is wrong with it
+
+
+def read_study(path: Path) -> Study:
+    """Load a study file (YAML). Raises UserError."""
+    import yaml
+
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(config, Mapping):
+        raise UserError(f"{path}: a study file is a mapping of keys to values")
+    try:
+        return load_study(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None

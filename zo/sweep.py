@@ -1,0 +1,77 @@
+"""The ``sweep`` door: turns flags into a study file and starts the Snakemake workflow on it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import zo
+from zo.errors import UserError
+from zo.files import make_folder, write_aside
+from zo.gpus import visible_gpus
+from zo.spec import AXES, LENGTHS, RunSpec
+from zo.study import PLURAL, load_study
+
+QUICK = {
+    "modes": "FO,ZO,Frozen",
+    "scopes": "full",
+    "batch_sizes": "4",
+    "query_budgets": "1,8",
+    "learning_rates": {"FO": ["3e-1"], "default": ["1e-2"]},
+    "max_steps": "60",
+}
+"""What ``--quick`` fills in where no flag says otherwise."""
+
+
+def start_sweep(options) -> int:
+    """Run the grid that the flags describe; snakemake's exit status."""
+    config = study_of(options)
+    study = load_study(config)
+    if options.dry_run:
+        print("\n".join(study.runs))
+        print(f"{len(study.runs)} runs, results in {study.results}/", file=sys.stderr)
+        return 0
+    if options.parallel < 1:
+        raise UserError(f"parallel: {options.parallel} is not allowed: it must be 1 or more")
+    path = make_folder(Path(study.results)) / "study.yaml"
+    write_aside(path, _to_yaml(config))
+    environment = dict(os.environ)
+    if options.gpus is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = options.gpus
+    gpus = len(options.gpus.split(",")) if options.gpus else len(visible_gpus()) * (options.gpus is None)
+    return subprocess.run(_command(path, options, gpus), env=environment, check=False).returncode
+
+
+def study_of(options) -> dict:
+    """The study file's content that the flags stand for."""
+    config = {"study": options.study, "threads": options.threads}
+    for key in RunSpec.model_fields:
+        value = getattr(options, key)
+        if value is not None:
+            config[PLURAL.get(key, key)] = value.split(",") if key in AXES else value
+    if options.quick:
+        filled = {key: value for key, value in QUICK.items() if key not in LENGTHS}
+        config = {key: _split(value) for key, value in filled.items()} | config
+    if not any(key in config for key in LENGTHS):
+        config |= {"max_steps": QUICK["max_steps"]} if options.quick else {"epochs": 1}
+    return config
+
+
+def _split(value):
+    return value.split(",") if isinstance(value, str) else value
+
+
+def _command(study_file: Path, options, gpus: int) -> list[str]:
+    root = Path(zo.__file__).resolve().parent.parent
+    if not (root / "Snakefile").exists():
+        raise UserError(f"no Snakefile in {root}: install the project from its checkout (pip install -e .)")
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(root / "Snakefile")]
+    command += ["--workflow-profile", str(root / "profiles" / "default")]
+    command += ["--cores", str(options.parallel * options.threads), "--resources", f"gpu={gpus}"]
+    return [*command, *options.snakemake, "--configfile", str(study_file)]
+
+
+def _to_yaml(config: dict) -> str:
+    import yaml
+
+    return yaml.safe_dump(config, sort_keys=True)
