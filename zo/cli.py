@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     """All commands and their flags."""
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
-        description="Pretrain small language models with zeroth-order and first-order methods, and compare them.",
+        description="Pretrain small language models with zeroth- and first-order methods, and compare them.",
         epilog="Flags may be spelled with - or _. `zo COMMAND --help` says more.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

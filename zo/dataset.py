@@ -54,9 +54,13 @@ class DatasetSpec:
                 raise UserError(f"{key} {value!r}: allowed: a whole number from 1, or none")
         check_vocab_size(self.tokenizer, self.vocab_size)
 
+    def to_json(self) -> str:
+        """One line with sorted keys: equal specs have equal text."""
+        return json.dumps(asdict(self), sort_keys=True)
+
     @classmethod
     def from_json(cls, text: str) -> "DatasetSpec":
-        """Read back ``json.dumps(asdict(spec))``."""
+        """Read ``to_json``'s text."""
         fields = json.loads(text)
         parent = fields.pop("tokenizer_of", None)
         return cls(**fields, tokenizer_of=cls(**parent) if parent else None)

@@ -16,8 +16,8 @@ from typing import Protocol
 import torch
 
 from zo.noise import Noise
-from zo.plan import Plan
 from zo.perturbed import Batched, NoiseBuffer, Substituted, UnsupportedOperation
+from zo.plan import Plan
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """loss_fn(logits [N, V], labels [N]) -> scalar."""
@@ -89,7 +89,7 @@ class Estimate:
 
     @torch.no_grad()
     def add_to_(self, parameters: Sequence[torch.Tensor], alpha: float) -> float:
-        """parameters += alpha * g_hat, one parameter's noise at a time; the norm of g_hat."""
+        """Parameters += alpha * g_hat, one parameter's noise at a time; the norm of g_hat."""
         squares = 0.0
         for index, parameter in enumerate(parameters):
             part = self.gradient(parameter, index)
@@ -156,8 +156,8 @@ def _evaluate_members(objective, parameters, directions, members, signs: int, pl
             return _evaluate_batched(objective, parameters, directions, members, signs, plan, buffer)
         except UnsupportedOperation as unsupported:
             warnings.warn(
-                f"{type(objective.model).__name__} uses a trained parameter in {unsupported.operation!r}, which "
-                "the parallel plan cannot split by direction: using the sequential plan",
+                f"{type(objective.model).__name__} uses a trained parameter in {unsupported.operation!r}, "
+                "which the parallel plan cannot split by direction: using the sequential plan",
                 stacklevel=2,
             )
     losses = []
@@ -196,7 +196,9 @@ def backpropagate(
     the same result to rounding. In fp16 the loss is scaled so that small gradients survive, and scaled
     less for as long as any gradient overflows: without state, so a resumed run does the same.
     """
-    for passes, scale in enumerate((2.0**16, 2.0**12, 2.0**8, 2.0**4, 1.0), start=1):
+    for passes, scale in enumerate(  # noqa: B007 - returned below
+        (2.0**16, 2.0**12, 2.0**8, 2.0**4, 1.0), start=1
+    ):
         loss, gradients = 0.0, [torch.zeros_like(p, dtype=_at_least_fp32(p)) for p in parameters]
         for part in batch.chunk(accumulation):
             part_objective = objective(part)

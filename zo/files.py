@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,3 +56,23 @@ def hold(path: Path) -> Iterator[None]:
     with open(path, "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+_held = []  # open files: a lock lives as long as its file does
+
+
+def hold_or_exit(folder: str) -> None:
+    """Hold ``folder``'s lock until this process ends, or exit with one line if another process does."""
+    path = make_folder(Path(folder)) / ".lock"
+    file = open(path, "a+")  # noqa: SIM115 - held on purpose
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        sys.exit(
+            f"Error: process {file.read().strip() or '?'} is working on {folder}/: wait for it or stop it"
+        )
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    _held.append(file)

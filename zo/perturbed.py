@@ -149,7 +149,7 @@ class NoiseBuffer:
         self._slots: dict[int, torch.Tensor] = {}
 
     def take(self, like: torch.Tensor, slot: int = 0) -> torch.Tensor:
-        """Scratch of ``like``'s shape, in its precision but at least fp32; valid until the slot's next use."""
+        """Scratch of ``like``'s shape, at least fp32; valid until the slot's next use."""
         dtype = torch.promote_types(like.dtype, torch.float32)
         flat = self._slots.get(slot)
         if flat is None or flat.numel() < like.numel() or flat.dtype != dtype or flat.device != like.device:
@@ -158,7 +158,7 @@ class NoiseBuffer:
 
 
 def add_scaled(parameter: torch.Tensor, noise: torch.Tensor, scale: float) -> torch.Tensor:
-    """parameter + scale * noise, computed in the noise's precision and in its place."""
+    """Parameter + scale * noise, computed in the noise's precision and in its place."""
     return torch.add(parameter, noise, alpha=scale, out=noise).to(parameter.dtype)
 
 

@@ -19,11 +19,34 @@ from typing import Any
 
 from zo.files import make_folder, write_aside, write_json
 
-COLUMNS = (
-    "timestamp epoch step mode scope q lr current_lr batch_size block_size optimizer bp_interval epsilon loss "
-    "val_loss grad_norm cosine tokens tokens_evaluated forward_passes backward_passes seconds tokens_per_second "
-    "peak_memory_mb seed"
-).split()
+COLUMNS = {
+    "timestamp": "when the row was written, UTC",
+    "epoch": "passes over the training tokens so far",
+    "step": "updates so far; row 0 is the untrained model",
+    "mode": "method",
+    "scope": "what is trained",
+    "q": "directions of a ZO step; 0 where the method makes none",
+    "lr": "peak learning rate",
+    "current_lr": "learning rate of this step",
+    "batch_size": "sequences a step",
+    "block_size": "tokens a sequence",
+    "optimizer": "update rule",
+    "bp_interval": "steps from one backprop step to the next (Calibrate, Instruct)",
+    "epsilon": "length of the finite difference",
+    "loss": "training loss of this step, nats a token; of ZO the mean over its evaluations",
+    "val_loss": "mean loss over the study's held-out blocks, nats a token; where it was measured",
+    "grad_norm": "norm of the direction that the optimizer was given",
+    "cosine": "of the estimate with the gradient that guided it (Instruct)",
+    "tokens": "training tokens read",
+    "tokens_evaluated": "tokens that went through forward passes",
+    "forward_passes": "of the run's whole batch; validation is not counted",
+    "backward_passes": "of the run's whole batch",
+    "seconds": "in steps alone: no validation, logging or checkpoints",
+    "tokens_per_second": "tokens / seconds",
+    "peak_memory_mb": "MiB: allocated on the GPU, else resident in the process",
+    "seed": "of initial weights, batches and noise",
+}
+"""Every column of the CSV log and what it holds; empty where it does not apply (docs/results-format.md)."""
 
 
 @dataclass(frozen=True)

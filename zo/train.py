@@ -158,7 +158,7 @@ def _resume(spec: RunSpec, files: RunFiles) -> tuple[RunSpec, Checkpoint | None]
         return spec, None
     resolved = RunSpec.make(**checkpoint.state["spec"])
     plan = {"plan": resolved.plan, "parallel_batch_size": resolved.parallel_batch_size}
-    if spec.plan == "auto" and spec.model_copy(update=plan) == resolved or spec == resolved:
+    if resolved in (spec, spec.model_copy(update=plan) if spec.plan == "auto" else spec):
         return resolved, checkpoint
     log.info("settings changed since step %d: starting over", checkpoint.step)
     for old in files.checkpoints.glob("step-*.safetensors"):

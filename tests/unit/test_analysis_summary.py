@@ -88,6 +88,15 @@ def test_nothing_finished_is_said_and_not_a_crash(tmp_path):
     assert "crashed ZO_full_bs4_q1_lr1e-05" in text
 
 
+def test_a_method_that_only_diverged_is_named_in_the_answer(tmp_path):
+    folder = tmp_path / "csv_logs"
+    write_run(folder, "FO", "full", 0, 1e-2)
+    write_run(folder, "ZO", "full", 8, 1e-1, diverges_at=10)
+    text = write_summary(folder, tmp_path / "s.txt", tmp_path / "s.csv")
+    assert "full: ZO has no learning rate that finished in every seed (1 diverged)." in text
+    assert "full: FO has no" not in text
+
+
 def test_a_crash_with_a_missing_log_and_a_long_reason_stays_one_line(tmp_path):
     folder = tmp_path / "csv_logs"
     write_crash(folder, "ZO_full_bs4_q1_lr1e-05", [])

@@ -118,7 +118,10 @@ def _head(logs: Logs, runs: pd.DataFrame) -> list[str]:
         for axis in list_axes(runs)
         if axis != "seed" and runs[axis].nunique() == 1
     ]
-    lines = [f"{len(runs)} runs in {logs.folder.as_posix()}: {status}", *wrap_line(state_seeds(runs))]
+    lines = [
+        f"{len(runs)} run{'s'[: len(runs) > 1]} in {logs.folder.as_posix()}: {status}",
+        *wrap_line(state_seeds(runs)),
+    ]
     lines += wrap_line(f"The same in every run: {', '.join(fixed)}") if fixed else []
     return lines + wrap_line(state_score(runs)) if counts.get("done") else lines
 
@@ -153,7 +156,8 @@ def _present(tables: dict, runs: pd.DataFrame, format: str) -> str:
         "equal_budgets": _show_budgets,
         "costs": _show_costs,
     }
-    before = NOTES | {"answer": state_answer(tables["answer"], runs)}
+    lost = list_lost_methods(tables["answer"], tables["best_learning_rates"], runs)
+    before = NOTES | {"answer": state_answer(tables["answer"], runs) + lost}
     after = {"best_learning_rates": list_warnings(tables["best_learning_rates"], runs)}
     sections = []
     for name, table in tables.items():
@@ -191,6 +195,18 @@ def state_answer(answer: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
                 parts.append(f"{said} {control}")
         sentences.append(f"{start}: {', '.join(parts)}.{_doubt_rates(answer, zo, keys)}")
     return sentences
+
+
+def list_lost_methods(answer: pd.DataFrame, best: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
+    """Name the methods that were tried in a context but have no cell to show for it: they must not vanish."""
+    keys = [*stats.list_context(runs), "mode"]
+    kept = {str(tuple(row)) for row in answer[keys].to_numpy()} if len(answer) else set()
+    return [
+        f"{stats.name_context(cells.iloc[0], runs)}: {cells['mode'].iloc[0]} has no learning rate that "
+        f"finished in every seed ({cells['diverged'].sum()} diverged)."
+        for _, cells in best.groupby(keys, dropna=False, sort=False)
+        if str(tuple(cells[keys].to_numpy()[0])) not in kept
+    ]
 
 
 def _doubt_rates(answer: pd.DataFrame, zo: pd.Series, keys: list[str]) -> str:

@@ -1,0 +1,57 @@
+# What the runs of the study say together. The folder may hold other runs: --study names those that count.
+
+STUDY_TEXT = json.dumps(dict(config), sort_keys=True)
+FIGURES = "loss_vs_steps loss_vs_forward_passes final_loss_vs_lr_by_q loss_heatmap_lr_q time_and_memory".split()
+
+
+rule summary:
+    input:
+        csv=expand(rules.train.output.csv, run=STUDY.runs),
+        outcomes=expand(rules.train.output.outcome, run=STUDY.runs),
+    output:
+        txt=f"{RESULTS}/summary.txt",
+        csv=f"{RESULTS}/summary.csv",
+    log:
+        f"{RESULTS}/job_logs/summary.log",
+    conda:
+        "../../envs/zo.yaml"
+    params:
+        study=STUDY_TEXT,
+        results=RESULTS,
+    shell:
+        "python -m zo analyze {params.results}/csv_logs --study {params.study:q} --out {params.results} > {log} 2>&1"
+
+
+rule plots:
+    input:
+        csv=expand(rules.train.output.csv, run=STUDY.runs),
+        outcomes=expand(rules.train.output.outcome, run=STUDY.runs),
+    output:
+        expand(f"{RESULTS}/plots/{{figure}}.png", figure=FIGURES),
+    log:
+        f"{RESULTS}/job_logs/plots.log",
+    conda:
+        "../../envs/zo.yaml"
+    params:
+        study=STUDY_TEXT,
+        results=RESULTS,
+        per_run="--per-run" if STUDY.workflow.plot_each_run else "",
+    shell:
+        "python -m zo plot {params.results}/csv_logs --study {params.study:q} --out {params.results}/plots"
+        " {params.per_run} > {log} 2>&1"
+
+
+# The exit status of a sweep: made last, fails if any run crashed. A diverged run is a result.
+rule complete:
+    input:
+        rules.summary.output,
+        rules.plots.output,
+    output:
+        touch(f"{RESULTS}/.complete"),
+    log:
+        f"{RESULTS}/job_logs/complete.log",
+    localrule: True
+    conda:
+        "../../envs/zo.yaml"
+    shell:
+        "! grep '^crashed ' {input[0]} | tee {log} >&2"

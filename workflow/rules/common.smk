@@ -1,0 +1,50 @@
+# The study, checked before anything runs; where results go; how many GPUs there are.
+import json
+import sys
+from glob import glob
+
+sys.path.insert(
+    0, workflow.basedir
+)  # this checkout's zo, also when it is not installed
+
+from zo.errors import UserError
+from zo.files import hold_or_exit
+from zo.gpus import visible_gpus
+from zo.study import caches_of, load_study
+
+
+def checked(function, *arguments):
+    """A user's mistake ends snakemake with one line, not with a traceback."""
+    try:
+        return function(*arguments)
+    except UserError as error:
+        sys.exit(f"Error in the study: {error}")
+
+
+STUDY = checked(load_study, config)
+RESULTS = STUDY.results
+CACHES = STUDY.caches()
+
+
+def read_spec(run):
+    """The spec of a run's name, of the grid or not."""
+    return checked(STUDY.resolve, run)
+
+
+wildcard_constraints:
+    run=r"[A-Za-z0-9.+_-]+",
+    cache=r"[A-Za-z0-9._-]+",
+
+
+# A prefix replaces Snakemake's strict mode, so it says it again. The trap keeps Ctrl-C from passing as a crash.
+shell.prefix(
+    f"set -euo pipefail; trap 'exit 130' INT; export PYTHONPATH={workflow.basedir}:${{{{PYTHONPATH-}}}}; "
+)
+
+# Without --resources gpu=N a local sweep runs on the GPUs that the machine has: on none, jobs ask for none.
+if workflow.nodes is None and "gpu" not in workflow.global_resources:
+    workflow.register_resource("gpu", len(visible_gpus()))
+
+
+onstart:
+    hold_or_exit(RESULTS)

@@ -1,0 +1,37 @@
+# One job a run. A crash costs its own run alone: see zo/crash.py and docs/decisions/crashed-runs.md.
+
+RETRIES = STUDY.workflow.retries
+
+
+rule train:
+    input:
+        caches=lambda wildcards: cache_files(wildcards.run),
+        # Recorded crashes: one more than at the last parse means another set of inputs, hence a rerun.
+        crashes=lambda wildcards: sorted(
+            glob(f"{RESULTS}/runs/{wildcards.run}/crash*.json")
+        ),
+    output:
+        csv=f"{RESULTS}/csv_logs/{{run}}.csv",
+        outcome=f"{RESULTS}/runs/{{run}}/outcome.json",
+    log:
+        f"{RESULTS}/job_logs/{{run}}.log",
+    benchmark:
+        f"{RESULTS}/runs/{{run}}/benchmark.tsv"
+    retries: RETRIES
+    conda:
+        "../../envs/zo.yaml"
+    threads: STUDY.workflow.threads
+    resources:
+        gpu=STUDY.workflow.gpus_per_run,
+        record_crash=lambda wildcards, attempt: int(
+            attempt > RETRIES and wildcards.run in STUDY.runs
+        ),
+    params:
+        # One string: Snakemake compares params as an unordered set of values.
+        spec=lambda wildcards: read_spec(wildcards.run).to_json(),
+        results=RESULTS,
+    shell:
+        "status=0; python -m zo train --spec {params.spec:q} --results {params.results}"
+        " --gpus {resources.gpu} --threads {threads} >> {log} 2>&1 || status=$?;"
+        " [ $status = 0 ] || python -m zo crash --run {wildcards.run} --results {params.results}"
+        " --exit $status --last-attempt {resources.record_crash}"
