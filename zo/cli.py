@@ -284,7 +284,7 @@ def _analyze(options) -> int:
 
     out = options.out or options.folder.parent
     out.mkdir(parents=True, exist_ok=True)
-    write_summary(options.folder, out / "summary.txt", out / "summary.csv", runs=_study_runs(options))
+    write_summary(options.folder, out / "summary.txt", out / "summary.csv", only=_study_runs(options))
     print((out / "summary.txt").read_text(), end="")
     return 0
 
@@ -298,7 +298,7 @@ def _plot(options) -> int:
     from zo.analysis.plots import write_plots
 
     out = options.out or options.folder.parent / "plots"
-    for path in write_plots(options.folder, out, per_run=options.per_run, runs=_study_runs(options)):
+    for path in write_plots(options.folder, out, per_run=options.per_run, only=_study_runs(options)):
         print(path)
     return 0
 
@@ -314,7 +314,9 @@ def _stats(options) -> int:
     from zo.analysis.summary import stats_text
 
     targets = _numbers("targets", options.targets) if options.targets else None
-    print(stats_text(options.folder, targets=targets, runs=_study_runs(options)))
+    print(
+        stats_text(options.folder, format=options.format, targets=targets, only=_study_runs(options)), end=""
+    )
     return 0
 
 

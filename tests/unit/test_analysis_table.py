@@ -59,7 +59,7 @@ def test_a_row_without_loss_is_not_a_diverged_one(folder):
     run = write_run(folder, "ZO", q=1, every=10)
     path = folder / f"{run}.csv"
     last = path.read_text().splitlines()[-1].split(",")
-    last[COLUMNS.index("loss")], last[COLUMNS.index("step")] = "", "110"
+    last[list(COLUMNS).index("loss")], last[list(COLUMNS).index("step")] = "", "110"
     path.write_text(path.read_text() + ",".join(last) + "\n")
     assert read_table(folder).loc[run, "status"] == "done"
 

@@ -1,8 +1,6 @@
 """Laying out tables and numbers as text, aligned and no wider than a page, or as Markdown."""
 
-import os
 import re
-from pathlib import Path
 from textwrap import wrap
 
 import pandas as pd
@@ -69,11 +67,3 @@ def wrap_line(text: str, hang: str = "") -> list[str]:
 def cut(text: str, width: int) -> str:
     """Cut a text that is too long, and show that it was."""
     return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def write_aside(path: Path, text: str) -> None:
-    """Write aside, then rename: a reader sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)

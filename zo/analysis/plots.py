@@ -5,6 +5,7 @@ colour-blind-safe ones of seaborn; shape (markers, dashes) repeats what colour s
 """
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -32,16 +33,19 @@ STYLE = {
 }  # fmt: skip
 
 
-def write_plots(folder: str | Path, out: str | Path, *, per_run: bool = False) -> list[Path]:
-    """Write every plot of `folder`'s runs into `out` and return the files' paths.
+def write_plots(
+    folder: str | Path, out: str | Path, *, per_run: bool = False, only: Collection[str] | None = None
+) -> list[Path]:
+    """Write every plot of `folder`'s runs into `out` and return the files' paths. `only`: these runs.
 
-    cosine.png is written only where cosines were logged; `per_run` adds runs/<run>.png. Where nothing has
+    cosine.png is there only where cosines were logged; `per_run` adds runs/<run>.png. Where nothing has
     finished a plot says so. Raises UserError for a folder that holds no readable logs.
     """
-    logs = read_logs(folder)
+    logs = read_logs(folder, only)
     runs = summarize_runs(logs)
     with rc_context(STYLE):
         figures = {name: draw(logs, runs) for name, draw in FIGURES.items()}
+        (Path(out) / "cosine.png").unlink(missing_ok=True)  # of an earlier set of runs
         paths = [_save(figure, Path(out) / f"{name}.png") for name, figure in figures.items() if figure]
         if per_run:
             paths += [_save(plot_run(logs, run), Path(out) / "runs" / f"{run}.png") for run in logs.frames]

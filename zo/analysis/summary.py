@@ -1,16 +1,17 @@
 """The summary of a folder of runs, for people (text, Markdown) and for machines (CSV, JSON)."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from zo.analysis import curves, stats
-from zo.analysis.layout import WIDTH, cut, render, section, shorten, spread, wrap_line, write_aside
+from zo.analysis.layout import WIDTH, cut, render, section, shorten, spread, wrap_line
 from zo.analysis.table import Logs, find_log, list_axes, read_logs, spell_lr, summarize_runs
 from zo.errors import UserError, unknown
+from zo.files import write_aside
 
 FORMATS = ("text", "md", "csv", "json")
 TAIL_LINES = 5
@@ -34,12 +35,14 @@ NOTES = {
 }
 
 
-def write_summary(folder: str | Path, txt: str | Path, csv: str | Path) -> str:
-    """Write the text for people to `txt` and the run table to `csv`; return the text.
+def write_summary(
+    folder: str | Path, txt: str | Path, csv: str | Path, *, only: Collection[str] | None = None
+) -> str:
+    """Write the text for people to `txt` and the run table to `csv`; return the text. `only`: these runs.
 
     The same logs give the same bytes. Raises UserError for a folder that holds no readable logs.
     """
-    logs = read_logs(folder)
+    logs = read_logs(folder, only)
     runs = summarize_runs(logs)
     text = summarize(logs, runs)
     write_aside(Path(csv), runs.to_csv(index=False))
@@ -62,8 +65,9 @@ def stats_text(
     format: str = "text",
     targets: Iterable[float] | None = None,
     backward_cost: float = 2.0,
+    only: Collection[str] | None = None,
 ) -> str:
-    """Return the statistics of a folder: the tables of `TITLES`.
+    """Return the statistics of a folder (of `only` these runs): the tables of `TITLES`.
 
     `format`: text or md for people; csv is one table whose first column names which one a row belongs to;
     json is an object of lists of rows. `targets`: losses (nats) for the convergence table, None: chosen from
@@ -74,7 +78,7 @@ def stats_text(
     targets = None if targets is None else [float(target) for target in targets]
     if targets is not None and not (targets and np.isfinite(targets).all()):
         raise UserError(f"targets {targets}: give one or more finite losses, e.g. 4.5,4.0")
-    logs = read_logs(folder)
+    logs = read_logs(folder, only)
     runs = summarize_runs(logs)
     tables = collect_stats(logs, runs, targets, backward_cost)
     if format == "json":
@@ -275,8 +279,8 @@ def _show_runs(runs: pd.DataFrame) -> pd.DataFrame:
     frame = runs[["run", "status"]].assign(steps=runs["steps"].map(shorten))
     for name, title in {"final_loss": "train", "final_val_loss": "val", "best_val_loss": "best val"}.items():
         frame[title] = runs[name].map(lambda loss: "-" if pd.isna(loss) else f"{loss:.3f}")
-    frame["at step"] = runs["best_val_step"].map(shorten)
-    names = {"seconds": "seconds", "tokens_per_second": "tokens/s", "peak_memory_mb": "MB"}
+    names = {"tokens": "tokens", "forward_passes": "fwd", "backward_passes": "bwd"}
+    names |= {"seconds": "seconds", "tokens_per_second": "tokens/s", "peak_memory_mb": "MB"}
     return frame.assign(**{title: runs[name].map(shorten) for name, title in names.items()})
 
 

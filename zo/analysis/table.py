@@ -6,6 +6,7 @@ measured" and a diverged value can never drop out of a mean unseen. Units: losse
 
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +14,8 @@ import numpy as np
 import pandas as pd
 
 from zo.errors import UserError
+from zo.record import COLUMNS
 
-COLUMNS = (
-    "timestamp", "epoch", "step", "mode", "scope", "q", "lr", "current_lr", "batch_size", "block_size",
-    "optimizer", "bp_interval", "epsilon", "loss", "val_loss", "grad_norm", "cosine", "tokens",
-    "tokens_evaluated", "forward_passes", "backward_passes", "seconds", "tokens_per_second",
-    "peak_memory_mb", "seed",
-)  # fmt: skip
 NAN = ("nan", "+nan", "-nan", "none")
 TEXT_COLUMNS = ("timestamp", "mode", "scope", "optimizer")
 CORE_AXES = ("mode", "scope", "batch_size", "q", "lr", "optimizer", "seed")
@@ -42,20 +38,23 @@ class Logs:
     outcomes: dict[str, dict]
 
 
-def read_logs(folder: str | Path) -> Logs:
-    """Read every `<run>.csv` in `folder`, and `../runs/<run>/{spec,outcome}.json` where they are.
+def read_logs(folder: str | Path, only: Collection[str] | None = None) -> Logs:
+    """Read every `<run>.csv` in `folder`, and `../runs/<run>/{spec,manifest,outcome}.json` where they are.
 
-    Raises UserError for a missing or empty folder and for a file that is no log.
+    `only`: names of the runs to read, None for all. Raises UserError for a missing or empty folder, for one
+    that holds none of those runs, and for a file that is no log.
     """
     folder = Path(folder)
-    paths = _list_logs(folder)
+    paths = [path for path in _list_logs(folder) if only is None or path.stem in only]
+    if not paths:
+        raise UserError(f"none of the study's {len(only)} runs has a log in {str(folder)!r}: run it first")
     texts = {path.stem: _read_text(path) for path in paths}
     rows = _to_numbers(pd.concat(texts, names=["run", "row"]).reset_index("run"), folder)
     rows = rows.sort_values(["run", "step"], kind="stable").reset_index(drop=True)
     frames = dict.fromkeys(sorted(texts), rows.iloc[:0])
     frames |= {str(run): frame.reset_index(drop=True) for run, frame in rows.groupby("run", sort=False)}
     beside = folder.parent / "runs"
-    specs = {run: _read_json(beside / run / "spec.json") for run in frames}
+    specs = {run: _read_spec(beside / run) for run in frames}
     outcomes = {run: _read_json(beside / run / "outcome.json") for run in frames}
     return Logs(folder, rows, frames, specs, outcomes)
 
@@ -146,6 +145,12 @@ def _to_numbers(rows: pd.DataFrame, folder: Path) -> pd.DataFrame:
             numbers = numbers.mask((text != "") & ~np.isfinite(numbers), np.inf)
         columns[name] = numbers
     return pd.DataFrame(columns).reset_index(drop=True)
+
+
+def _read_spec(folder: Path) -> dict:
+    """Read a run's settings, and the one fact of its manifest that a law needs: how much it trains."""
+    trained = _read_json(folder / "manifest.json").get("trainable_parameters")
+    return _read_json(folder / "spec.json") | ({"trainable_parameters": trained} if trained else {})
 
 
 def _read_json(path: Path) -> dict:
