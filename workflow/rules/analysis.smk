@@ -17,7 +17,7 @@ rule summary:
         "../../envs/zo.yaml"
     params:
         study=STUDY_TEXT,
-        results=RESULTS,
+        results=lambda wildcards: RESULTS,
     shell:
         "python -m zo analyze {params.results}/csv_logs --study {params.study:q} --out {params.results} > {log} 2>&1"
 
@@ -34,7 +34,7 @@ rule plots:
         "../../envs/zo.yaml"
     params:
         study=STUDY_TEXT,
-        results=RESULTS,
+        results=lambda wildcards: RESULTS,
         per_run="--per-run" if STUDY.workflow.plot_each_run else "",
     shell:
         "python -m zo plot {params.results}/csv_logs --study {params.study:q} --out {params.results}/plots"
@@ -44,8 +44,8 @@ rule plots:
 # The exit status of a sweep: made last, fails if any run crashed. A diverged run is a result.
 rule complete:
     input:
-        rules.summary.output,
-        rules.plots.output,
+        summary=rules.summary.output.txt,
+        plots=rules.plots.output,
     output:
         touch(f"{RESULTS}/.complete"),
     log:
@@ -54,4 +54,4 @@ rule complete:
     conda:
         "../../envs/zo.yaml"
     shell:
-        "! grep '^crashed ' {input[0]} | tee {log} >&2"
+        "! grep '^crashed ' {input.summary} | tee {log} >&2"

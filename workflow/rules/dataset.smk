@@ -26,6 +26,6 @@ rule cache:
         "../../envs/zo.yaml"
     params:
         spec=lambda wildcards: read_cache(wildcards.cache),
-        results=RESULTS,
+        results=lambda wildcards: RESULTS,
     shell:
         "python -m zo cache --spec {params.spec:q} --results {params.results} > {log} 2>&1"

@@ -29,7 +29,7 @@ rule train:
     params:
         # One string: Snakemake compares params as an unordered set of values.
         spec=lambda wildcards: read_spec(wildcards.run).to_json(),
-        results=RESULTS,
+        results=lambda wildcards: RESULTS,
     shell:
         "status=0; python -m zo train --spec {params.spec:q} --results {params.results}"
         " --gpus {resources.gpu} --threads {threads} >> {log} 2>&1 || status=$?;"

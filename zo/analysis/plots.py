@@ -15,6 +15,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from zo.analysis import stats
 from zo.analysis.curves import read_curve
@@ -64,6 +65,9 @@ def plot_loss_vs_forward_passes(logs: Logs, runs: pd.DataFrame) -> Figure:
     for ax in figure.axes:
         if any(len(line.get_xdata()) and line.get_xdata()[-1] > 1 for line in ax.lines):
             ax.set_xscale("log")
+            ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+            ax.xaxis.set_minor_formatter(NullFormatter())
     return figure
 
 
@@ -75,25 +79,40 @@ def plot_sensitivity(logs: Logs, runs: pd.DataFrame) -> Figure:
     title = f"Final {_loss_name(runs)} against learning rate, {_say_n(runs)}"
     title += f" (best over {', '.join(knobs)})" if knobs else ""
     figure, panels = _make_panels(runs, title, grid)
+    ceiling = _ceiling(runs, grid["loss"])
     for ax, context in panels:
+        ax.set_xscale("log")
         for i, ((mode, q), line) in enumerate(context.groupby(["mode", "q"], sort=False)):
             style = _style(mode, q, runs) | ({"marker": "d"} if mode == "Random" else {})
             done = line[line["loss"].notna()].sort_values("lr")
-            ax.plot(done["lr"], done["loss"], label=stats.name_method(line.iloc[0], runs.iloc[:0]), **style)
+            shown = done["loss"].clip(upper=ceiling)
+            ax.plot(done["lr"], shown, label=stats.name_method(line.iloc[0], runs.iloc[:0]), **style)
+            for lr, loss in done.loc[done["loss"] > ceiling, ["lr", "loss"]].to_numpy():
+                place = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+                text = ax.annotate(f"↑ {loss:.3g}", (lr, ceiling), color=style["color"], fontsize=7, **place)
+                text.set_in_layout(False)
             gone = line.loc[line["diverged"], "lr"]
             where = np.full(len(gone), 0.98 - 0.035 * (i % 8))
-            ax.plot(gone, where, "x", color=style["color"], ms=7, mew=2, transform=ax.get_xaxis_transform())
-        ax.sharey(figure.axes[0]) if ax is not figure.axes[0] else None
-        ax.set(xscale="log", xlabel="learning rate (log scale)", ylabel=f"final {_loss_name(runs)} [nats]")
+            ax.plot(
+                gone,
+                where,
+                "x",
+                color=style["color"],
+                ms=7,
+                mew=2,
+                transform=ax.get_xaxis_transform(),
+            )
+        ax.set(xlabel="learning rate (log scale)", ylabel=f"final {_loss_name(runs)} [nats]")
         marks = [Line2D([], [], color="0.2", marker="x", ls="", ms=7, mew=2, label="diverged (any seed)")]
         _add_legend(ax, marks if context["diverged"].any() else [])
+    _share_scale(panels, ceiling)
     return figure
 
 
 def plot_heatmap(logs: Logs, runs: pd.DataFrame) -> Figure:
     """Draw ZO's final loss over learning rate and q, one colour scale for all panels."""
     grid = _score_grid(runs[runs["mode"] == "ZO"])
-    low, high = (grid["loss"].min(), grid["loss"].max()) if len(grid) else (0, 1)
+    low, high = (grid["loss"].min(), _ceiling(runs, grid["loss"])) if len(grid) else (0, 1)
     figure, panels = _make_panels(runs, f"ZO: final {_loss_name(runs)} [nats], {_say_n(runs)}", grid)
     for ax, context in panels:
         table = context.pivot(index="q", columns="lr", values="loss").sort_index(ascending=False)
@@ -221,10 +240,34 @@ def _plot_curves(logs: Logs, runs: pd.DataFrame, cost: str, label: str) -> Figur
             else:
                 _draw_seeds(ax, curves, cost, _label(cell, runs), _style(cell["mode"], cell["q"], runs))
         ax.set(xlabel=label, ylabel=f"{_loss_name(runs)} [nats]")
-        ax.sharey(figure.axes[0]) if ax is not figure.axes[0] else None
         ax.xaxis.get_major_locator().set_params(integer=True)
         _add_legend(ax)
+    _share_scale(panels, _ceiling(runs, runs["best_val_loss" if score == "final_val_loss" else "best_loss"]))
     return figure
+
+
+def _ceiling(runs: pd.DataFrame, losses: pd.Series) -> float:
+    """Highest loss worth an axis: somewhat above the untrained model's; what lies higher learned nothing.
+
+    Without the untrained model's loss there is no ceiling: the highest of ``losses``.
+    """
+    untrained, low = runs["initial_val_loss"].max(), losses.min()
+    highest = losses[np.isfinite(losses)].max()
+    if pd.isna(untrained) or pd.isna(low):
+        return highest
+    return max(untrained + 0.35 * (untrained - low), untrained)
+
+
+def _share_scale(panels: list, ceiling: float) -> None:
+    """Give all panels one loss axis that shows everything up to the ceiling."""
+    limits = [ax.get_ylim() for ax, _ in panels]
+    if not limits:
+        return
+    low, high = min(low for low, _ in limits), max(high for _, high in limits)
+    if np.isfinite(ceiling):
+        high = min(high, ceiling + 0.04 * (ceiling - low))
+    for ax, _ in panels:
+        ax.set_ylim(low, high)
 
 
 def _draw_seeds(ax: Axes, curves: list[pd.DataFrame], cost: str, label: str, style: dict) -> None:

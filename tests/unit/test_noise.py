@@ -1,0 +1,150 @@
+"""Noise is a pure function of its key, distinct for distinct keys, and of the stated distribution.
+
+Statistical checks use fixed keys, so they are deterministic; each threshold states how rarely a correct
+generator would miss it, had the keys been drawn at random.
+"""
+
+import itertools
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from zo import noise
+from zo.noise import CONTROL, FAMILIES, Noise, mix
+
+N = 40_000
+BEYOND_32_BITS = 2**32
+
+
+def draw(family="gaussian", seed=1, step=2, query=3, parameter=4, size=N, stream=noise.DIRECTIONS):
+    return Noise(family, seed, step, stream).fill_(torch.empty(size), query, parameter)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_noise_is_the_same_in_any_order_and_between_any_other_draws(family):
+    keys = list(itertools.product((0, 1), (0, 7), (0, 2), (0, 5)))  # seed, step, query, parameter
+    first = {key: draw(family, *key, size=33) for key in keys}
+    random.Random(0).shuffle(keys)
+    for key in keys:
+        draw(family, 99, size=7)  # an odd count leaves half a pair of normals in the generator
+        assert torch.equal(draw(family, *key, size=33), first[key])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_noise_does_not_depend_on_what_the_buffer_held_or_on_its_shape(family):
+    filled = torch.full((6, 5), math.nan)
+    Noise(family, 1, 2).fill_(filled, 3, 4)
+    assert torch.equal(filled.flatten(), draw(family, size=30))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("part", ["seed", "step", "query", "parameter"])
+def test_keys_that_differ_in_one_part_even_above_32_bits_give_unrelated_noise(family, part):
+    values = [0, 1, 2, BEYOND_32_BITS, BEYOND_32_BITS + 1, 2 * BEYOND_32_BITS]
+    draws = [draw(family, **{part: value}) for value in values]
+    # 15 pairs of N independent unit-variance numbers: z above 4.5 falsely with probability 1e-4.
+    for left, right in itertools.combinations(draws, 2):
+        assert not torch.equal(left, right)
+        assert abs(torch.dot(left, right).item()) / math.sqrt(N) < 4.5
+
+
+def test_the_parts_of_a_key_are_not_interchangeable():
+    keys = set(itertools.permutations((1, 2, 3, 4)))
+    assert len({draw("gaussian", *key, size=4).numpy().tobytes() for key in keys}) == len(keys)
+
+
+def test_hundreds_of_thousands_of_keys_of_one_run_do_not_collide():
+    # A 32-bit seed would collide about 20 times among these; 64 bits do with probability 5e-9.
+    keys = {
+        mix(mix(seed, step, 0), query, parameter)
+        for seed, step, query, parameter in itertools.product(range(2), range(1, 1001), range(8), range(25))
+    }
+    assert len(keys) == 2 * 1000 * 8 * 25
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_control_stream_is_unrelated_to_the_directions(family):
+    directions = Noise(family, 1, 2)
+    left, right = draw(family), directions.control().fill_(torch.empty(N), 3, 4)
+    assert torch.equal(right, draw(family, stream=CONTROL))
+    assert abs(torch.dot(left, right).item()) / math.sqrt(N) < 4.5  # false alarm: 7e-6
+
+
+def test_gaussian_noise_has_the_moments_and_distribution_of_a_standard_normal():
+    samples = draw().double()
+    # Standard errors of mean, variance, skewness and kurtosis; 4 checks at z < 4: false alarm 2.5e-4.
+    moments = [
+        (samples.mean(), 0, 1 / N),
+        (samples.var(), 1, 2 / N),
+        ((samples**3).mean(), 0, 15 / N),
+        ((samples**4).mean(), 3, 96 / N),
+    ]
+    for value, expected, variance in moments:
+        assert abs(value.item() - expected) < 4 * math.sqrt(variance)
+    assert stats.kstest(samples.numpy(), "norm").pvalue > 1e-4  # false alarm: 1e-4
+
+
+@pytest.mark.parametrize("size", [1, 2, 15, 16, 17])
+def test_small_tensors_of_many_keys_are_standard_normal_too(size):
+    # Below 16 elements torch takes another code path. Means over keys; false alarm of each z < 4.5: 7e-6.
+    samples = torch.stack([draw(query=query, size=size) for query in range(2000)]).double()
+    assert (samples.mean(0).abs() * math.sqrt(2000)).max() < 4.5
+    assert ((samples.var(0) - 1).abs() * math.sqrt(2000 / 2)).max() < 4.5
+    assert stats.kstest(samples.flatten().numpy(), "norm").pvalue > 1e-4
+
+
+def test_neighbouring_elements_of_one_draw_are_uncorrelated():
+    samples = draw().double()
+    for lag in (1, 2, 8, 16):  # four z scores below 4.5: false alarm 3e-5
+        assert abs(torch.dot(samples[lag:], samples[:-lag]).item()) / math.sqrt(N) < 4.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rademacher_noise_is_exactly_plus_or_minus_one_in_equal_shares(dtype):
+    samples = Noise("rademacher", 1, 2).fill_(torch.empty(N, dtype=dtype), 3, 4)
+    assert set(samples.tolist()) == {-1.0, 1.0}
+    assert abs(samples.sum().item()) / math.sqrt(N) < 4.5  # false alarm: 7e-6
+
+
+@pytest.mark.parametrize("key", [0, 1, BEYOND_32_BITS, 2**64 - 1])
+def test_the_written_state_is_the_mersenne_twister_that_torch_then_runs(key):
+    """Numpy's own MT19937, given the 624 words, is the independent witness of torch's state layout."""
+    state = noise._twister_state(key)
+    assert state.numel() == torch.Generator().get_state().numel() == 5056
+    words = np.array([mix_word(key, index) for index in range(624)], dtype=np.uint32)
+    twister = np.random.MT19937()
+    twister.state = {"bit_generator": "MT19937", "state": {"key": words, "pos": 624}}
+    expected = twister.random_raw(2000) % 2**24
+    generator = noise._generator(torch.device("cpu"), key)
+    torchs = torch.empty(2000, dtype=torch.int64).random_(0, 2**24, generator=generator)
+    assert np.array_equal(torchs.numpy().astype(np.uint64), expected)
+
+
+def mix_word(key: int, index: int) -> int:
+    return (((mix(index) ^ key) * 0xBF58476D1CE4E5B9) % 2**64) >> 32
+
+
+def test_a_key_gives_the_noise_it_gave_when_this_was_written():
+    """A run's scalar log replays only while these stay: change them and every old log is void."""
+    expected = [-0.1882, 0.6845, 0.6854, 1.5809]
+    assert draw(size=4).tolist() == pytest.approx(expected, abs=1e-4)
+    signs = draw("rademacher", size=12)
+    assert "".join("+" if sign > 0 else "-" for sign in signs.tolist()) == "-+---------+"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_drawing_leaves_every_global_generator_alone_and_does_not_read_it(family, global_rng):
+    before = global_rng()
+    first = draw(family)
+    assert global_rng() == before
+    torch.manual_seed(5), random.seed(5), np.random.seed(5)  # noqa: NPY002 - the global one is meant
+    assert torch.equal(draw(family), first)
+
+
+def test_an_unknown_family_is_an_error_that_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"'sphere'.*gaussian, rademacher"):
+        Noise("sphere", 0, 0)
