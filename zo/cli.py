@@ -101,6 +101,12 @@ def _train_flags(parser) -> None:
         help="evaluate several directions in one forward pass: plan parallel, or with --no- sequential",
     )
     parser.add_argument("--spec", metavar="JSON", help="a whole spec as JSON text, or a spec.json file")
+    parser.add_argument(
+        "--job-log",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="append log lines to job_logs/<run>.log (the workflow does that itself)",
+    )
     _results_flag(parser)
     _machine_flags(parser)
 
@@ -124,9 +130,10 @@ def _train(options) -> int:
     spec = _read_spec(options)
     files = RunFiles(options.results, spec.name)
     files.make_folders()
-    _log_to(files.job_log)
+    _start_logging(files.job_log if options.job_log else None)
     if options.gpus is not None:
-        take_gpus(options.gpus)
+        taken = take_gpus(options.gpus)
+        logging.getLogger("zo").info("GPUs: %s", ",".join(taken) or "none")
     _limit_threads(options.threads)
     from zo.train import train
 
@@ -145,8 +152,9 @@ def _read_spec(options):
 
     given = {key: value for key in RunSpec.model_fields if (value := getattr(options, key)) is not None}
     if options.spec:
-        if given:
-            raise UserError(f"--spec is a whole spec: drop --{next(iter(given))}")
+        extra = [*given, *(["parallel_q_computation"] if options.parallel_q_computation is not None else [])]
+        if extra:
+            raise UserError(f"--spec is a whole spec: drop --{extra[0]}")
         text = options.spec if options.spec.lstrip().startswith("{") else _read_text(Path(options.spec))
         return RunSpec.from_json(text)
     if "mode" not in given:
@@ -169,18 +177,15 @@ def _read_text(path: Path) -> str:
         raise UserError(f"{path} cannot be read: {error}") from None
 
 
-def _log_to(path: Path) -> None:
-    """Log lines to stderr and to the run's log file; once where the workflow made them the same file."""
-    logger = logging.getLogger("zo")
-    logger.setLevel(logging.INFO)
-    handlers: list[logging.Handler] = [logging.StreamHandler()]
-    if not (path.exists() and os.path.sameopenfile(sys.stderr.fileno(), os.open(path, os.O_RDONLY))):
-        handlers.append(logging.FileHandler(path))
+def _start_logging(path: Path | None) -> None:
+    """Log lines to stderr and, appended, to the run's log file; warnings too."""
+    handlers = [logging.StreamHandler(), *([logging.FileHandler(path)] if path else [])]
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-        logger.addHandler(handler)
     logging.captureWarnings(True)
-    logging.getLogger("py.warnings").addHandler(handlers[-1])
+    for name in ("zo", "py.warnings"):
+        logging.getLogger(name).handlers = handlers
+    logging.getLogger("zo").setLevel(logging.INFO)
 
 
 def _limit_threads(threads: int | None) -> None:
@@ -268,11 +273,15 @@ def _study_runs(options) -> list[str] | None:
     """Names of the runs of ``--study``; None for all of the folder."""
     from zo.study import load_study, read_study
 
-    if not options.study:
-        return None
     text = options.study
-    study = load_study(json.loads(text)) if text.lstrip().startswith("{") else read_study(Path(text))
-    return list(study.runs)
+    if not text:
+        return None
+    if not text.lstrip().startswith("{"):
+        return list(read_study(Path(text)).runs)
+    try:
+        return list(load_study(json.loads(text)).runs)
+    except json.JSONDecodeError as error:
+        raise UserError(f"--study is not JSON: {error}") from None
 
 
 def _analyze_flags(parser) -> None:
@@ -281,9 +290,9 @@ def _analyze_flags(parser) -> None:
 
 def _analyze(options) -> int:
     from zo.analysis.summary import write_summary
+    from zo.files import make_folder
 
-    out = options.out or options.folder.parent
-    out.mkdir(parents=True, exist_ok=True)
+    out = make_folder(options.out or options.folder.parent)
     write_summary(options.folder, out / "summary.txt", out / "summary.csv", only=_study_runs(options))
     print((out / "summary.txt").read_text(), end="")
     return 0
@@ -305,6 +314,7 @@ def _plot(options) -> int:
 
 def _stats_flags(parser) -> None:
     _folder_flags(parser)
+    parser.add_argument("--format", default="text", help="text, md, csv or json (default text)")
     parser.add_argument(
         "--targets", metavar="L1,L2", help="losses to measure convergence to (default: chosen)"
     )

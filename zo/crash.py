@@ -35,6 +35,7 @@ def _last_line(log: Path) -> str:
 
 def _last_step(live_csv: Path) -> int:
     """Step of the last whole row of the log."""
-    lines = live_csv.read_text().splitlines() if live_csv.exists() else []
+    text = live_csv.read_text(errors="replace") if live_csv.exists() else ""
+    lines = text.split("\n")[:-1]  # what follows the last line's end is half a row, or nothing
     cells = lines[-1].split(",") if len(lines) > 1 else []
     return int(cells[2]) if len(cells) > 2 and cells[2].isdigit() else 0

@@ -9,16 +9,18 @@ import os
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from zo.errors import UserError
 
 
-def visible_gpus() -> list[str]:
-    """Ids this process may use: CUDA_VISIBLE_DEVICES where it is set, else what nvidia-smi lists."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Ids a process may use: CUDA_VISIBLE_DEVICES where it is set, else what nvidia-smi lists."""
+    given = environment.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
-        return [name.strip() for name in given.split(",") if name.strip() not in ("", "-1")]
+        names = dict.fromkeys(name.strip() for name in given.split(","))
+        return [name for name in names if name not in ("", "-1", "none")]
     try:
         listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -32,6 +34,8 @@ def take_gpus(count: int, patience: float = 86400.0) -> list[str]:
     Waits up to ``patience`` seconds for a free one. Without any GPU, or for a count of 0, the process runs
     on the CPU. Raises UserError where more are asked for than there are.
     """
+    if count < 0:
+        raise UserError(f"gpus: {count} is not allowed: it must be 0 or more")
     ids = visible_gpus()
     if not ids or count == 0:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

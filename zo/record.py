@@ -161,6 +161,7 @@ def describe_machine(device: str, threads: int) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "device": device,
+        "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "threads": threads,
     }
 

@@ -7,6 +7,7 @@ and their suffixes in run names, the defaults and the documentation (docs/settin
 import json
 import math
 import re
+from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
 from typing import Annotated, Any, Literal
@@ -29,7 +30,16 @@ def _reject_bool(value: Any) -> Any:
     return value
 
 
-Integer = Annotated[int, BeforeValidator(_reject_bool)]
+def _read_whole(value: Any) -> Any:
+    """Take any spelling of a whole number: 1e3 is text to YAML 1.1, and no int to Python."""
+    if isinstance(value, str) and "e" in value.lower():
+        with suppress(ValueError):
+            number = float(value)
+            return int(number) if number.is_integer() else value
+    return _reject_bool(value)
+
+
+Integer = Annotated[int, BeforeValidator(_read_whole)]
 Number = Annotated[float, BeforeValidator(_reject_bool), Field(allow_inf_nan=False)]
 
 
@@ -75,7 +85,7 @@ class RunSpec(BaseModel):
     blend_bp_gradient: bool = axis(False, "Instruct: average estimate and gradient", "blend")
     gradient_accumulation: Integer = axis(1, "FO: parts that the batch is split into", "acc", ge=1)
     gradient_checkpointing: bool = axis(False, "recompute activations in backprop to save memory", "gc")
-    seed: Integer = axis(0, "of initial weights, batches and noise", "seed", ge=0)
+    seed: Integer = axis(0, "of initial weights, batches and noise", "seed", ge=0, lt=2**63)
     model_size: str = axis("100k", f"model preset: {', '.join(SIZES)}", "size")
     architecture: Literal[*ARCHITECTURES] = axis("gpt2", "model family", "arch")
     block_size: Integer = axis(64, "tokens a training sequence", "block", ge=1)
@@ -114,7 +124,7 @@ class RunSpec(BaseModel):
     def _drop_unused(cls, data: dict) -> dict:
         """Give the settings that the mode does not read their defaults, so that equal runs are equal."""
         mode = data.get("mode")
-        if mode not in METHODS:
+        if not isinstance(mode, str) or mode not in METHODS:
             raise unknown("mode", mode, METHODS)
         kept = {key: value for key, value in data.items() if value is not None and uses(mode, key)}
         if not uses(mode, "query_budget_q"):
@@ -291,9 +301,8 @@ def parse_name(name: str, **settings: Any) -> RunSpec:
 def _parse_suffix(name: str, part: str) -> tuple[str, str]:
     fitting = [key for key, suffix in SUFFIXES.items() if part.startswith(suffix) and part != suffix]
     if not fitting:
-        raise UserError(
-            f"run name {name!r}: unknown suffix {suggest(part, (f'{s}...' for s in SUFFIXES.values()))}"
-        )
+        letters = re.match("[A-Za-z]*", part)[0]
+        raise UserError(f"run name {name!r}: unknown suffix {part!r}: {suggest(letters, SUFFIXES.values())}")
     key = max(fitting, key=lambda key: len(SUFFIXES[key]))
     return key, part.removeprefix(SUFFIXES[key])
 

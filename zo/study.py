@@ -176,7 +176,7 @@ def read_study(path: Path) -> Study:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+        raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(config, Mapping):
         raise UserError(f"{path}: a study file is a mapping of keys to values")
     try:

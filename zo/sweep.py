@@ -38,8 +38,8 @@ def start_sweep(options) -> int:
     environment = dict(os.environ)
     if options.gpus is not None:
         environment["CUDA_VISIBLE_DEVICES"] = options.gpus
-    gpus = len(options.gpus.split(",")) if options.gpus else len(visible_gpus()) * (options.gpus is None)
-    return subprocess.run(_command(path, options, gpus), env=environment, check=False).returncode
+    command = _command(path, options, gpus=len(visible_gpus(environment)))
+    return subprocess.run(command, env=environment, check=False).returncode
 
 
 def study_of(options) -> dict:
@@ -67,7 +67,8 @@ def _command(study_file: Path, options, gpus: int) -> list[str]:
         raise UserError(f"no Snakefile in {root}: install the project from its checkout (pip install -e .)")
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(root / "Snakefile")]
     command += ["--workflow-profile", str(root / "profiles" / "default")]
-    command += ["--cores", str(options.parallel * options.threads), "--resources", f"gpu={gpus}"]
+    # --resources takes all words that follow it: never last before the user's own, which may be a target.
+    command += ["--resources", f"gpu={gpus}", "--cores", str(options.parallel * options.threads)]
     return [*command, *options.snakemake, "--configfile", str(study_file)]
 
 

@@ -31,6 +31,22 @@ def read_spec(run):
     return checked(STUDY.resolve, run)
 
 
+def cache_files(run):
+    """The meta.json of every cache that a run reads; a run outside the grid may add a cache of its own."""
+    wanted = {dataset.folder_name(): dataset for dataset in caches_of(read_spec(run))}
+    CACHES.update(wanted)
+    return [f"{RESULTS}/cache/{name}/meta.json" for name in wanted]
+
+
+def read_cache(name):
+    """The DatasetSpec of a cache's folder name, as JSON."""
+    if name not in CACHES:
+        sys.exit(
+            f"Error: no run of this study reads the cache {name!r}; it reads {', '.join(CACHES)}"
+        )
+    return CACHES[name].to_json()
+
+
 wildcard_constraints:
     run=r"[A-Za-z0-9.+_-]+",
     cache=r"[A-Za-z0-9._-]+",

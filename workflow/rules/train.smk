@@ -14,7 +14,8 @@ rule train:
         csv=f"{RESULTS}/csv_logs/{{run}}.csv",
         outcome=f"{RESULTS}/runs/{{run}}/outcome.json",
     log:
-        f"{RESULTS}/job_logs/{{run}}.log",
+        # Snakemake deletes it before each attempt; job_logs/<run>.log keeps them all.
+        f"{RESULTS}/runs/{{run}}/attempt.log",
     benchmark:
         f"{RESULTS}/runs/{{run}}/benchmark.tsv"
     retries: RETRIES
@@ -31,7 +32,9 @@ rule train:
         spec=lambda wildcards: read_spec(wildcards.run).to_json(),
         results=lambda wildcards: RESULTS,
     shell:
-        "status=0; python -m zo train --spec {params.spec:q} --results {params.results}"
-        " --gpus {resources.gpu} --threads {threads} >> {log} 2>&1 || status=$?;"
+        "mkdir -p {params.results}/job_logs; status=0;"
+        " python -m zo train --spec {params.spec:q} --results {params.results} --no-job-log"
+        " --gpus {resources.gpu} --threads {threads} 2>&1"
+        " | tee -a {params.results}/job_logs/{wildcards.run}.log > {log} || status=$?;"
         " [ $status = 0 ] || python -m zo crash --run {wildcards.run} --results {params.results}"
         " --exit $status --last-attempt {resources.record_crash}"

@@ -156,7 +156,7 @@ def _read_spec(folder: Path) -> dict:
 def _read_json(path: Path) -> dict:
     try:
         return json.loads(path.read_text())
-    except FileNotFoundError:
+    except OSError:  # a run that crashed early left none
         return {}
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}): remove it or write it again") from None

@@ -1,0 +1,224 @@
+"""The sweep as people run it: real snakemake processes on a study of four short runs."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDY = {
+    "study": "tiny",
+    "modes": ["FO", "ZO", "Frozen"],
+    "scopes": "full",
+    "batch_sizes": 2,
+    "query_budgets": 2,
+    "learning_rates": {"FO": "1e-1", "ZO": ["1e-3", "3e-3"], "Frozen": 1e-3},
+    "max_steps": 4,
+    "log_interval": 2,
+    "validation_interval": 2,
+    "validation_blocks": 2,
+    "block_size": 16,
+    "validation_block_size": 16,
+    "dataset": "text.txt",
+    "vocab_size": 300,
+    "model_size": "100k",
+}
+FO = "FO_full_bs2_q0_lr1e-01_block16"
+
+
+class Sweep:
+    """A folder with a corpus and a study, and the snakemake that runs there."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.results = folder / "results" / "tiny"
+        verses = [f"It was the best of verse {i}, it was the worst of {i * i}." for i in range(400)]
+        (folder / "text.txt").write_text("\n\n".join(verses))
+        self.write(STUDY)
+
+    def write(self, study: dict) -> None:
+        (self.folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+        """Call snakemake with target and flags; its output, both streams together."""
+        command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), *arguments]
+        command += ["--workflow-profile", str(ROOT / "profiles" / "default"), "--cores", "2"]
+        command += ["--configfile", "study.yaml"]
+        env = {key: value for key, value in os.environ.items() if not key.startswith("SNAKEMAKE")}
+        return subprocess.run(
+            command,
+            cwd=self.folder,
+            env=env | environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=280,
+        )
+
+    def planned(self, *arguments: str) -> list[str]:
+        """Names of the jobs that a dry run announces: runs by their names, other rules by theirs."""
+        done = self.run("-n", *arguments)
+        assert done.returncode == 0, done.stdout
+        return sorted(re.findall(r"^(?:    wildcards: run=|(?:local)?rule )([^\s:]+)", done.stdout, re.M))
+
+    def outcome(self, run: str) -> dict:
+        return json.loads((self.results / "runs" / run / "outcome.json").read_text())
+
+
+def runs_of(jobs: list[str]) -> list[str]:
+    return [job for job in jobs if "_" in job]
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory) -> Sweep:
+    """A sweep in which one run crashed, by a folder that stands where its spec must be written."""
+    sweep = Sweep(tmp_path_factory.mktemp("sweep"))
+    (sweep.results / "runs" / FO / "spec.json").mkdir(parents=True)
+    sweep.first = sweep.run("--resources", "gpu=4")
+    return sweep
+
+
+def test_one_crashed_run_costs_only_itself(sweep):
+    assert sweep.first.returncode != 0
+    assert sweep.outcome(FO)["status"] == "crashed"
+    assert "IsADirectoryError" in sweep.outcome(FO)["reason"]
+    others = [path.stem for path in (sweep.results / "csv_logs").glob("*.csv") if path.stem != FO]
+    assert len(others) == 3
+    assert {sweep.outcome(run)["status"] for run in others} == {"done"}
+    summary = (sweep.results / "summary.txt").read_text()
+    assert re.search(rf"^crashed {FO}: exit status 1: IsADirectoryError", summary, re.M)
+    assert len(list((sweep.results / "plots").glob("*.png"))) >= 5
+
+
+def test_the_cache_was_built_exactly_once(sweep):
+    assert sweep.first.stdout.count("rule cache:") == 1
+    assert sum((path / "train.bin").exists() for path in (sweep.results / "cache").iterdir()) == 1
+
+
+def test_the_summary_of_a_crashed_sweep_is_no_error(sweep):
+    assert sweep.run("results/tiny/summary.txt", "--rerun-triggers", "mtime").returncode == 0
+
+
+def test_only_the_crashed_run_is_repeated_and_then_nothing(sweep):
+    """A dry run in between says so and changes nothing."""
+    assert runs_of(sweep.planned()) == [FO]
+    assert runs_of(sweep.planned()) == [FO]
+    (sweep.results / "runs" / FO / "spec.json").rmdir()
+    again = sweep.run()
+    assert again.returncode == 0, again.stdout
+    assert runs_of(re.findall(r"wildcards: run=(\S+)", again.stdout)) == [FO]
+    assert sweep.outcome(FO)["status"] == "done"
+    assert "crashed " not in (sweep.results / "summary.txt").read_text()
+    assert "Nothing to be done" in sweep.run().stdout
+
+
+def test_changing_one_learning_rate_reruns_that_run_and_the_aggregates(sweep):
+    rates = STUDY["learning_rates"]
+    sweep.write(STUDY | {"learning_rates": rates | {"ZO": ["1e-3", "5e-3"]}})
+    jobs = sweep.planned()
+    sweep.write(STUDY)
+    assert runs_of(jobs) == ["ZO_full_bs2_q2_lr5e-03_block16"]
+    assert {"summary", "plots", "complete", "all"} < set(jobs)
+    assert "cache" not in jobs
+
+
+def test_reordering_keys_and_spelling_numbers_otherwise_reruns_nothing(sweep):
+    rates = {"Frozen": 0.001, "ZO": [0.001, "0.003"], "FO": 0.1}
+    sweep.write(dict(reversed(STUDY.items())) | {"learning_rates": rates})
+    jobs = sweep.planned()
+    sweep.write(STUDY)
+    assert runs_of(jobs) == []
+
+
+def test_a_second_seed_or_optimizer_runs_only_the_new_cells(sweep):
+    sweep.write(STUDY | {"seed": [0, 1]})
+    seeds = runs_of(sweep.planned())
+    sweep.write(STUDY | {"optimizer": ["sgd", "adamw"]})
+    optimizers = runs_of(sweep.planned())
+    sweep.write(STUDY)
+    assert len(seeds) == 4
+    assert all(run.endswith("_seed1_block16") for run in seeds)
+    assert len(optimizers) == 3  # Frozen has no optimizer
+    assert all("_optadamw_" in run for run in optimizers)
+
+
+def test_a_changed_setting_reruns_every_run(sweep):
+    sweep.write(STUDY | {"max_steps": 6})
+    jobs = runs_of(sweep.planned())
+    sweep.write(STUDY)
+    assert len(jobs) == 4
+
+
+def test_a_study_file_is_not_merged_with_config_yaml(sweep):
+    sweep.write({key: value for key, value in STUDY.items() if key != "learning_rates"})
+    refused = sweep.run("-n")
+    sweep.write(STUDY)
+    assert refused.returncode != 0
+    assert "'learning_rates' is missing" in refused.stdout
+
+
+def test_a_cell_outside_the_grid_runs_and_stays_out_of_the_summary(sweep):
+    outside = "ZO_reduced_bs2_q3_lr3e-04_block16"
+    ran = sweep.run(f"results/tiny/csv_logs/{outside}.csv")
+    assert ran.returncode == 0, ran.stdout
+    assert sweep.outcome(outside)["status"] == "done"
+    assert len((sweep.results / "csv_logs" / f"{outside}.csv").read_text().splitlines()) == 4
+    assert outside not in (sweep.results / "summary.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("ZO_full_bs2_q2_lr1e-3_block16", "is spelled 'ZO_full_bs2_q2_lr1e-03_block16'"),
+        ("ZO_ful_bs2_q2_lr1e-03_block16", "did you mean 'full'?"),
+        ("nonsense", "does not parse"),
+    ],
+)
+def test_a_misspelt_run_is_one_line_that_says_how(sweep, name, words):
+    refused = sweep.run(f"results/tiny/csv_logs/{name}.csv")
+    assert refused.returncode != 0
+    lines = [line for line in refused.stdout.splitlines() if line.startswith("Error")]
+    assert len(lines) == 1
+    assert words in lines[0]
+    assert "Traceback" not in refused.stdout
+
+
+def test_a_bad_config_value_is_one_line_before_any_job(sweep):
+    sweep.write(STUDY | {"learning_rates": -1})
+    refused = sweep.run()
+    sweep.write(STUDY)
+    assert refused.returncode != 0
+    assert "Error in the study: learning_rate: -1 is not allowed" in refused.stdout
+    assert "Traceback" not in refused.stdout
+
+
+def test_without_a_limit_the_machines_own_gpus_are_the_limit(sweep):
+    """Pretended ids; each run must see exactly one of them, and gpu=0 must see none."""
+    locks = {"ZO_GPU_LOCKS": str(sweep.folder)}
+    sweep.write(STUDY | {"seed": 7})
+    ran = sweep.run(CUDA_VISIBLE_DEVICES="0,1", **locks)
+    cpu = sweep.run("--resources", "gpu=0", "--forcerun", "train", CUDA_VISIBLE_DEVICES="0,1", **locks)
+    sweep.write(STUDY)
+    assert re.search(r"Provided resources: gpu=\D*2\b", ran.stdout)
+    assert cpu.returncode == ran.returncode == 0
+    log = (sweep.results / "job_logs" / "ZO_full_bs2_q2_lr1e-03_seed7_block16.log").read_text()
+    first, second = re.findall(r"GPUs: (\S+)", log)
+    assert first in ("0", "1")
+    assert second == "none"
+
+
+def test_two_sweeps_in_one_folder_do_not_run_at_once(sweep):
+    import fcntl
+
+    with open(sweep.results / ".lock", "a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        sweep.write(STUDY | {"max_steps": 5})
+        refused = sweep.run()
+        sweep.write(STUDY)
+    assert refused.returncode != 0
+    assert "is working on results/tiny/" in refused.stdout
