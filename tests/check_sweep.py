@@ -1,4 +1,4 @@
-"""What the results of a sweep must show: ``python tests/check_sweep.py results``. CI runs it after `make sweep`.
+"""What a sweep's results must show: ``python tests/check_sweep.py results``; CI runs it after `make sweep`.
 
 Read from summary.csv, so that it checks what people are given. Prints each finding; exits 1 if one fails.
 """

@@ -43,7 +43,7 @@ def examine(dataset: str | None = None) -> int:
 
 
 def _print_packages() -> list[str]:
-    """Every package that pyproject.toml asks for, then the data packages; a line for each that is not there."""
+    """Print every package that pyproject.toml asks for and the data packages; those that are not there."""
     missing, lines = [], []
     for requirement in requires("zo") or []:
         name, _, extra = requirement.partition(";")
