@@ -1,5 +1,6 @@
 # The study, checked before anything runs; where results go; how many GPUs there are.
 import json
+import os
 import sys
 from glob import glob
 
@@ -53,8 +54,11 @@ wildcard_constraints:
 
 
 # A prefix replaces Snakemake's strict mode, so it says it again. The trap keeps Ctrl-C from passing as a crash.
+# Jobs use the python that runs snakemake, and this checkout's zo; `--sdm conda` puts its own python before it.
+PYTHON_FOLDER = os.path.dirname(sys.executable)
 shell.prefix(
-    f"set -euo pipefail; trap 'exit 130' INT; export PYTHONPATH={workflow.basedir}:${{{{PYTHONPATH-}}}}; "
+    "set -euo pipefail; trap 'exit 130' INT; "
+    f"export PATH={PYTHON_FOLDER}:$PATH PYTHONPATH={workflow.basedir}:${{{{PYTHONPATH-}}}}; "
 )
 
 # Without --resources gpu=N a local sweep runs on the GPUs that the machine has: on none, jobs ask for none.
