@@ -11,14 +11,14 @@ import torch
 
 
 def write_weights(model, parameters, theta):
-    """A copy of ``model`` whose ``parameters`` hold ``theta``; ties survive the copy."""
+    """A copy of ``model`` whose ``parameters`` hold ``theta``, ties kept; the copy's parameters."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     clone = copy.deepcopy(model)
     by_name = dict(clone.named_parameters())
-    with torch.no_grad():
-        for parameter, value in zip(parameters, theta, strict=True):
-            by_name[names[id(parameter)]].data = value.clone()
-    return clone
+    copied = [by_name[names[id(parameter)]] for parameter in parameters]
+    for parameter, value in zip(copied, theta, strict=True):
+        parameter.data = value.detach().clone()
+    return clone, copied
 
 
 def language_model_loss(model, inputs, labels):
@@ -33,10 +33,10 @@ def language_model_loss(model, inputs, labels):
     return sum(terms) / len(terms)
 
 
-def gradient(loss, theta):
-    """The exact gradient, by autograd."""
-    theta = [value.clone().requires_grad_() for value in theta]
-    return list(torch.autograd.grad(loss(theta), theta))
+def gradient(model, parameters, theta, inputs, labels):
+    """The exact gradient at ``theta``, by autograd."""
+    clone, copied = write_weights(model, parameters, theta)
+    return list(torch.autograd.grad(language_model_loss(clone, inputs, labels), copied))
 
 
 def directional_derivative(loss, theta, u, eps, sides="two"):
@@ -134,9 +134,9 @@ def adam(decay=0.0, decoupled=False, betas=(0.9, 0.999), eps=1e-8):
     return update
 
 
-def trajectory(theta, gradient_at, update, steps, lr):
+def trajectory(theta, gradient_at, update, rates):
     """[theta_0, ..., theta_steps]; ``gradient_at(theta, step)`` is whatever the method descends along."""
     memory, path = {}, [theta]
-    for step in range(1, steps + 1):
+    for step, lr in enumerate(rates, start=1):
         path.append(update(path[-1], gradient_at(path[-1], step), memory, step, lr))
     return path

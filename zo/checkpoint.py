@@ -32,9 +32,10 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write ``step-<n>.safetensors`` and drop all but the newest KEPT."""
     make_folder(folder)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-    header = {"step": checkpoint.step, "state": checkpoint.state, "sha256": digest(tensors)}
+    header = json.dumps({"step": checkpoint.step, "state": checkpoint.state}, sort_keys=True)
+    metadata = {"zo": header, "sha256": _checksum(header, tensors)}
     path = folder / f"step-{checkpoint.step:09d}.safetensors"
-    write_aside(path, save(tensors, metadata={"zo": json.dumps(header, sort_keys=True)}))
+    write_aside(path, save(tensors, metadata=metadata))
     for old in sorted(folder.glob("step-*.safetensors"))[:-KEPT]:
         old.unlink()
     return path
@@ -47,18 +48,22 @@ def load_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         try:
             return read_checkpoint(path), complaints
         except (SafetensorError, OSError, ValueError, KeyError) as error:
-            complaints.append(f"{path} is damaged ({error}): using the one before it")
+            complaints.append(f"{path} is damaged ({error!r}): using the one before it")
     return None, complaints
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read and verify one file. Raises SafetensorError, OSError, ValueError or KeyError."""
     with safe_open(path, framework="pt") as file:
-        header = json.loads(file.metadata()["zo"])
+        metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    if digest(tensors) != header["sha256"]:
+    if _checksum(metadata["zo"], tensors) != metadata["sha256"]:
         raise ValueError("checksum does not match")
-    return Checkpoint(header["step"], tensors, header["state"])
+    return Checkpoint(tensors=tensors, **json.loads(metadata["zo"]))
+
+
+def _checksum(header: str, tensors: dict[str, torch.Tensor]) -> str:
+    return hashlib.sha256((header + digest(tensors)).encode()).hexdigest()
 
 
 def digest(tensors: dict[str, torch.Tensor]) -> str:

@@ -52,9 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
         ("doctor", _doctor, _doctor_flags, "print versions, devices, memory, and what is missing"),
         ("crash", _crash, _crash_flags, "(for the workflow) record a training job that failed"),
     ):
-        command = commands.add_parser(
-            name, help=help_text, description=help_text[0].upper() + help_text[1:] + "."
-        )
+        description = help_text[0].upper() + help_text[1:] + "."
+        command = commands.add_parser(name, help=help_text, description=description, allow_abbrev=False)
         command.set_defaults(door=door)
         add_flags(command)
     return parser

@@ -60,10 +60,13 @@ class DatasetSpec:
 
     @classmethod
     def from_json(cls, text: str) -> "DatasetSpec":
-        """Read ``to_json``'s text."""
-        fields = json.loads(text)
-        parent = fields.pop("tokenizer_of", None)
-        return cls(**fields, tokenizer_of=cls(**parent) if parent else None)
+        """Read ``to_json``'s text. Raises UserError for anything else."""
+        try:
+            fields = json.loads(text)
+            parent = fields.pop("tokenizer_of", None)
+            return cls(**fields, tokenizer_of=cls(**parent) if parent else None)
+        except (json.JSONDecodeError, AttributeError, TypeError) as error:
+            raise UserError(f"spec {text[:60]!r}: not a dataset's settings as JSON: {error}") from None
 
     def source(self) -> Source:
         """Resolve the dataset; UserError where there is none."""

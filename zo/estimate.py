@@ -10,13 +10,13 @@ reduced and coefficients taken in fp64 on the host, sums over noise in fp32 or b
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 
 from zo.noise import Noise
-from zo.perturbed import Batched, NoiseBuffer, Substituted, UnsupportedOperation
+from zo.perturbed import Batched, Scratch, Substituted, UnsupportedOperation
 from zo.plan import Plan
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -73,11 +73,12 @@ class Estimate:
     """Mean of the evaluated losses."""
     forward_passes: int
     scale: float = 1.0
-    _buffer: NoiseBuffer = field(default_factory=NoiseBuffer, repr=False)
+    _scratch: Scratch = field(default_factory=Scratch, repr=False)
 
     def gradient(self, parameter: torch.Tensor, index: int) -> torch.Tensor:
         """g_hat's part at one parameter, [shape of it], fp32 or better; overwritten by the next call."""
-        noise, total = self._buffer.take(parameter, slot=0), self._buffer.take(parameter, slot=1).zero_()
+        noise, total = self._scratch.take(parameter, parameter)
+        total.zero_()
         weights = (self.coefficients * (self.scale / len(self.coefficients))).tolist()
         for query, weight in enumerate(weights):  # an order that depends on q alone, whatever the plan
             total.add_(self.directions.fill_(noise, query, index), alpha=weight)
@@ -107,9 +108,8 @@ class Estimate:
     def replaced_by_noise(self, parameters: Sequence[torch.Tensor]) -> "Estimate":
         """Independent noise of the same norm (the Random control)."""
         one = torch.ones(1, dtype=torch.float64)
-        noise = Estimate(self.directions.control(), one, self.loss, self.forward_passes, _buffer=self._buffer)
-        ratio = self.norm(parameters) / noise.norm(parameters)
-        return Estimate(noise.directions, one * ratio, self.loss, self.forward_passes, _buffer=self._buffer)
+        noise = replace(self, directions=self.directions.control(), coefficients=one, scale=1.0)
+        return replace(noise, coefficients=one * (self.norm(parameters) / noise.norm(parameters)))
 
 
 @torch.no_grad()
@@ -145,15 +145,16 @@ def estimate_gradient(
         coefficients = (losses - base) / epsilon
         losses = torch.cat([base, losses])
     scale = getattr(directions, "scale", 1.0)
-    return Estimate(directions, coefficients, losses.mean().item(), losses.numel(), scale)
+    scratch = Scratch(parameters, copies=2)
+    return Estimate(directions, coefficients, losses.mean().item(), losses.numel(), scale, scratch)
 
 
 def _evaluate_members(objective, parameters, directions, members, signs: int, plan: Plan) -> torch.Tensor:
     """[len(members)] losses in fp64 on the host: one read from the device for all of them."""
-    buffer = NoiseBuffer()
+    scratch = Scratch(parameters, copies=2 if plan.kind == "parallel" else 1)
     if plan.kind == "parallel":
         try:
-            return _evaluate_batched(objective, parameters, directions, members, signs, plan, buffer)
+            return _evaluate_batched(objective, parameters, directions, members, signs, plan, scratch)
         except UnsupportedOperation as unsupported:
             warnings.warn(
                 f"{type(objective.model).__name__} uses a trained parameter in {unsupported.operation!r}, "
@@ -162,18 +163,18 @@ def _evaluate_members(objective, parameters, directions, members, signs: int, pl
             )
     losses = []
     for query, scale in members:
-        with Substituted(parameters, directions.fill_, buffer, query, scale):
+        with Substituted(parameters, directions.fill_, scratch, query, scale):
             losses.append(objective.losses())
     return torch.cat(losses).double().cpu()
 
 
 def _evaluate_batched(
-    objective, parameters, directions, members, signs: int, plan: Plan, buffer
+    objective, parameters, directions, members, signs: int, plan: Plan, scratch
 ) -> torch.Tensor:
     losses, chunk = [], plan.directions_in_flight * signs
     for start in range(0, len(members), chunk):
         part = members[start : start + chunk]
-        with Batched(parameters, directions.fill_, buffer, part, objective.batch_size):
+        with Batched(parameters, directions.fill_, scratch, part, objective.batch_size):
             losses.append(objective.losses(len(part)))
     return torch.cat(losses).double().cpu()
 
@@ -301,5 +302,5 @@ def _check_estimator_arguments(parameters, q: int, epsilon: float, parallel_batc
     for name, value in (("q", q), ("parallel_batch_size", parallel_batch_size)):
         if value < 1:
             raise ValueError(f"{name}={value} is not allowed: it must be 1 or more")
-    if not epsilon > 0:
-        raise ValueError(f"epsilon={epsilon} is not allowed: it must be greater than 0")
+    if not 0 < epsilon < float("inf"):
+        raise ValueError(f"epsilon={epsilon} is not allowed: it must be greater than 0 and finite")

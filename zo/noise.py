@@ -38,7 +38,7 @@ class Noise:
         if family not in FAMILIES:
             raise ValueError(f"unknown direction family {family!r}: allowed: {', '.join(FAMILIES)}")
         self.family = family
-        self._source = (family, seed, step)
+        self._seed_step = (seed, step)
         self._key = mix(seed, step, stream)
 
     def fill_(self, out: torch.Tensor, query: int, parameter: int) -> torch.Tensor:
@@ -49,8 +49,8 @@ class Noise:
         return out.random_(0, 2, generator=_generator(out.device, key)).mul_(2).sub_(1)
 
     def control(self) -> "Noise":
-        """Noise of the same seed and step that no estimate has seen."""
-        return Noise(*self._source, stream=CONTROL)
+        """Gaussian noise of the same seed and step that no estimate has seen."""
+        return Noise("gaussian", *self._seed_step, stream=CONTROL)
 
 
 def _generator(device: torch.device, key: int) -> torch.Generator:

@@ -9,7 +9,6 @@ evaluates many members at once: they ride on the batch dimension, and the few op
 the common causal language models use their parameters know how to treat each member's share.
 """
 
-import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -51,22 +50,16 @@ class UnsupportedOperation(Exception):
 
 
 class _Perturbed(TorchFunctionMode):
-    """Shared by both modes: which tensors are parameters, and one reusable buffer for their noise."""
+    """Shared by both modes: which tensors are parameters, and one reusable scratch tensor for their noise."""
 
-    def __init__(self, parameters: Sequence[torch.Tensor], fill: Fill, buffer: "NoiseBuffer"):
+    def __init__(self, parameters: Sequence[torch.Tensor], fill: Fill, scratch: "Scratch"):
         super().__init__()
         self._index = {id(parameter): i for i, parameter in enumerate(parameters)}
         self._fill = fill
-        self._buffer = buffer
+        self._scratch = scratch
 
     def _uses_parameter(self, args, kwargs) -> bool:
-        index = self._index
-        for value in (*args, *kwargs.values()):
-            if id(value) in index:
-                return True
-            if isinstance(value, list | tuple) and any(id(item) in index for item in value):
-                return True
-        return False
+        return any(id(value) in self._index for value in _flatten((*args, *kwargs.values())))
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -78,23 +71,28 @@ class _Perturbed(TorchFunctionMode):
 class Substituted(_Perturbed):
     """One member: each parameter theta is replaced by theta + scale * u_query, whatever the operation."""
 
-    def __init__(self, parameters, fill, buffer, query: int, scale: float):
-        super().__init__(parameters, fill, buffer)
+    def __init__(self, parameters, fill, scratch, query: int, scale: float):
+        super().__init__(parameters, fill, scratch)
         self._query, self._scale = query, scale
 
     def _answer(self, function, args, kwargs):
-        buffer = self._buffer if function in _CONSUMING else NoiseBuffer()
-        slots = itertools.count()
+        scratch = self._scratch if function in _CONSUMING else Scratch()
+        found = [value for value in _flatten((*args, *kwargs.values())) if id(value) in self._index]
+        perturbed = {
+            id(p): self._perturb(p, part) for p, part in zip(found, scratch.take(*found), strict=True)
+        }
 
-        def perturb(value):
+        def replace(value):
             if isinstance(value, list | tuple):
-                return type(value)(perturb(item) for item in value)
-            if id(value) not in self._index:
-                return value
-            noise = self._fill(buffer.take(value, next(slots)), self._query, self._index[id(value)])
-            return add_scaled(value, noise, self._scale)
+                return type(value)(replace(item) for item in value)
+            return perturbed.get(id(value), value)
 
-        return function(*map(perturb, args), **{name: perturb(value) for name, value in kwargs.items()})
+        return function(*map(replace, args), **{name: replace(value) for name, value in kwargs.items()})
+
+    def _perturb(self, parameter: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Make parameter + scale * u in the noise's precision and in its place."""
+        self._fill(noise, self._query, self._index[id(parameter)])
+        return torch.add(parameter, noise, alpha=self._scale, out=noise).to(parameter.dtype)
 
 
 class Batched(_Perturbed):
@@ -104,8 +102,8 @@ class Batched(_Perturbed):
     their noise is made once. Raises UnsupportedOperation where a parameter is used in another way.
     """
 
-    def __init__(self, parameters, fill, buffer, members: Sequence[tuple[int, float]], batch_size: int):
-        super().__init__(parameters, fill, buffer)
+    def __init__(self, parameters, fill, scratch, members: Sequence[tuple[int, float]], batch_size: int):
+        super().__init__(parameters, fill, scratch)
         self._members, self._batch_size = members, batch_size
 
     def _answer(self, function, args, kwargs):
@@ -121,7 +119,7 @@ class Batched(_Perturbed):
             for _ in self._members:
                 yield parameter
             return
-        noise, perturbed = self._buffer.take(parameter, slot=0), self._buffer.take(parameter, slot=1)
+        noise, perturbed = self._scratch.take(parameter, parameter)
         last_query = None
         for query, scale in self._members:
             if query != last_query:
@@ -142,24 +140,36 @@ class Batched(_Perturbed):
         return activations.reshape(len(self._members), -1, *activations.shape[1:])
 
 
-class NoiseBuffer:
-    """Flat scratch tensors, one a slot, that grow to the largest layer once and are then reused."""
+class Scratch:
+    """A flat tensor, made at its full size when first used and then reused.
 
-    def __init__(self):
-        self._slots: dict[int, torch.Tensor] = {}
+    ``parameters`` and ``copies`` say that size: so many times the largest, and the largest vector beside it
+    (a weight and its bias are perturbed together). Growing step by step would hold old and new at once.
+    """
 
-    def take(self, like: torch.Tensor, slot: int = 0) -> torch.Tensor:
-        """Scratch of ``like``'s shape, at least fp32; valid until the slot's next use."""
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        flat = self._slots.get(slot)
-        if flat is None or flat.numel() < like.numel() or flat.dtype != dtype or flat.device != like.device:
-            flat = self._slots[slot] = torch.empty(like.numel(), dtype=dtype, device=like.device)
-        return flat[: like.numel()].view(like.shape)
+    def __init__(self, parameters: Sequence[torch.Tensor] = (), copies: int = 1):
+        vector = max((parameter.numel() for parameter in parameters if parameter.ndim < 2), default=0)
+        largest = max((parameter.numel() for parameter in parameters), default=0)
+        self._capacity = copies * largest + vector
+        self._flat: torch.Tensor | None = None
+
+    def take(self, *likes: torch.Tensor) -> list[torch.Tensor]:
+        """A part for each of ``likes``, of its shape, at least fp32; all valid until the next call."""
+        if not likes:
+            return []
+        dtype = torch.promote_types(likes[0].dtype, torch.float32)
+        sizes = [like.numel() for like in likes]
+        flat = self._flat
+        if flat is None or flat.numel() < sum(sizes) or flat.dtype != dtype or flat.device != likes[0].device:
+            size = max(self._capacity, sum(sizes))
+            self._flat = flat = torch.empty(size, dtype=dtype, device=likes[0].device)
+        parts = flat[: sum(sizes)].split(sizes)
+        return [part.view(like.shape) for part, like in zip(parts, likes, strict=True)]
 
 
-def add_scaled(parameter: torch.Tensor, noise: torch.Tensor, scale: float) -> torch.Tensor:
-    """Parameter + scale * noise, computed in the noise's precision and in its place."""
-    return torch.add(parameter, noise, alpha=scale, out=noise).to(parameter.dtype)
+def _flatten(values) -> list:
+    """The values, and those inside lists and tuples among them."""
+    return [item for v in values for item in (v if isinstance(v, list | tuple) else (v,))]
 
 
 def _embedding(mode: Batched, ids, weight, *args, **kwargs):

@@ -27,9 +27,12 @@ def decide_plan(
     """
     fitting = max(1, LOGITS_BYTES // (signs * tokens * vocab_size * 4))
     chosen = min(q, in_flight or min(MOST_IN_FLIGHT, fitting))
+    if kind != "auto" or in_flight:
+        reason = "asked for"
+    elif chosen < min(q, MOST_IN_FLIGHT):
+        reason = f"q = {q}; more would need over {LOGITS_BYTES >> 20} MiB of logits"
+    else:
+        reason = f"q = {q}; at most {MOST_IN_FLIGHT} in flight"
     if kind == "auto":
         kind = "sequential" if q == 1 and not in_flight else "parallel"
-        reason = f"q = {q}; logits of {chosen} directions stay within {LOGITS_BYTES >> 20} MiB"
-    else:
-        reason = "asked for"
-    return Plan(kind, max(1, chosen)), reason
+    return Plan(kind, chosen), reason

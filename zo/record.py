@@ -151,6 +151,12 @@ def _open_at(path: Path, length: int):
     return file
 
 
+def logs_reach(files: RunFiles, lengths: dict[str, int]) -> bool:
+    """Whether both logs are at least as long as a checkpoint says: one that was deleted cannot go on."""
+    paths = {"csv": files.live_csv, "scalars": files.scalars}
+    return all(path.exists() and path.stat().st_size >= lengths[name] for name, path in paths.items())
+
+
 def describe_machine(device: str, threads: int) -> dict[str, Any]:
     """Versions, hardware and commit, for the manifest."""
     packages = ("zo", "torch", "transformers", "tokenizers", "datasets", "numpy", "safetensors")

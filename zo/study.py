@@ -31,6 +31,8 @@ PLURAL = {
     "learning_rate": "learning_rates",
 }
 """Keys of the axes that every name spells out; every other key is the setting's own name."""
+RESERVED = ("cache", "csv_logs", "job_logs", "runs", "plots")
+"""Folders of the default study, which no other study may be named like."""
 REQUIRED = ("study", "modes", "learning_rates")
 
 
@@ -86,6 +88,10 @@ def load_study(config: Mapping[str, Any]) -> Study:
     if not workflow.study.replace("-", "").replace("_", "").isalnum():
         raise UserError(
             f"study: {workflow.study!r} is not allowed: it names a folder: letters, digits, - and _"
+        )
+    if workflow.study in RESERVED:
+        raise UserError(
+            f"study: {workflow.study!r} is not allowed: results/ has a folder of that name already"
         )
     settings = {k: v for k, v in config.items() if k in RunSpec.model_fields and k not in AXES}
     runs: dict[str, RunSpec] = {}

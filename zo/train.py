@@ -5,6 +5,7 @@ import logging
 import math
 import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from zo.methods import METHODS, State, StepReport
 from zo.models import build_model, parameter_roles, select_scope
 from zo.optimizers import build_optimizers, pack_state, unpack_state
 from zo.plan import Plan, decide_plan
-from zo.record import Logs, RunFiles, describe_machine
+from zo.record import Logs, RunFiles, describe_machine, logs_reach
 from zo.spec import RunSpec, dataset_spec, guide_dataset_spec, total_steps
 
 log = logging.getLogger("zo")
@@ -150,17 +151,28 @@ def train(spec: RunSpec, results: Path, *, device: str = "auto", threads: int | 
 
 
 def _resume(spec: RunSpec, files: RunFiles) -> tuple[RunSpec, Checkpoint | None]:
-    """The newest checkpoint of these same settings, with the plan that its run had decided on."""
+    """The newest checkpoint of these same settings, with the plan that its run had decided on.
+
+    A plan or a number of directions in flight that is asked for now is taken: results differ by rounding.
+    """
     checkpoint, complaints = load_checkpoint(files.checkpoints)
     for complaint in complaints:
         log.warning("%s", complaint)
     if checkpoint is None:
         return spec, None
-    resolved = RunSpec.make(**checkpoint.state["spec"])
-    plan = {"plan": resolved.plan, "parallel_batch_size": resolved.parallel_batch_size}
-    if resolved in (spec, spec.model_copy(update=plan) if spec.plan == "auto" else spec):
+    then = RunSpec.make(**checkpoint.state["spec"])
+    plan = {
+        "plan": then.plan if spec.plan == "auto" else spec.plan,
+        "parallel_batch_size": spec.parallel_batch_size or then.parallel_batch_size,
+    }
+    resolved = spec.model_copy(update=plan)
+    if resolved != then.model_copy(update=plan):
+        reason = "settings changed"
+    elif not logs_reach(files, checkpoint.state["log_lengths"]):
+        reason = "the run's logs are gone"
+    else:
         return resolved, checkpoint
-    log.info("settings changed since step %d: starting over", checkpoint.step)
+    log.info("%s since step %d: starting over", reason, checkpoint.step)
     for old in files.checkpoints.glob("step-*.safetensors"):
         old.unlink()
     return spec, None
@@ -263,9 +275,10 @@ def _loop(run: Run, logs: Logs, files: RunFiles) -> Outcome:
     spec, ledger = run.spec, run.ledger
     if ledger.step == 0:
         logs.write_row(_row(run, None, run.validate()))
-    stop = _catch_signals()
+    stop = _Stop()
     started, before = time.perf_counter(), ledger.step
-    with tqdm(total=run.total, initial=ledger.step, unit="step", disable=not sys.stderr.isatty()) as bar:
+    bar = tqdm(total=run.total, initial=ledger.step, unit="step", disable=not sys.stderr.isatty())
+    with stop, bar:
         while ledger.step < run.total:
             report = run.take_step()
             outcome = _watch(run, report)
@@ -352,16 +365,20 @@ def _tell(run: Run, report: StepReport, val_loss: float | None, bar: tqdm, pace:
 
 
 class _Stop:
-    """Remembers the first signal that asks the run to end; the loop looks between steps."""
+    """Inside it SIGTERM and SIGINT only leave a note in ``received``; the loop looks between steps."""
 
-    received = 0
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-    def __call__(self, number, frame):
+    def __init__(self):
+        self.received = 0
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python forbids handlers
+            self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+
+    def _note(self, number, frame):
         self.received = self.received or number
 
-
-def _catch_signals() -> _Stop:
-    stop = _Stop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    return stop
+    def __exit__(self, *_):
+        for number, handler in getattr(self, "_before", {}).items():
+            signal.signal(number, handler)

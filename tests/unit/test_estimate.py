@@ -21,6 +21,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
 )
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from zo import zo_gradient_estimator
 from zo.estimate import Estimate, Objective, backpropagate, cosine, dense_norm, estimate_gradient
@@ -30,6 +31,13 @@ from zo.plan import Plan
 EPS, SEED, STEP, VOCABULARY, BATCH, LENGTH = 1e-3, 11, 5, 50, 3, 7
 PLANS = [Plan("sequential"), *(Plan("parallel", chunk) for chunk in (1, 2, 3, 8))]
 MODELS = ["gpt2-tied", "gpt2-untied", "llama-tied", "llama-untied"]
+
+
+class ExactRMSNorm(LlamaRMSNorm):
+    """transformers' computes in fp32 also in an fp64 model, which would hide all below 1e-4."""
+
+    def forward(self, x):
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
 
 
 def build(name: str, dtype=torch.float64):
@@ -48,6 +56,9 @@ def build(name: str, dtype=torch.float64):
             model = LlamaForCausalLM(LlamaConfig(intermediate_size=24, **shape, **common))
         for parameter in model.parameters():
             parameter.data += 0.1 * torch.randn_like(parameter)
+    for module in model.modules():
+        if isinstance(module, LlamaRMSNorm) and dtype == torch.float64:
+            module.__class__ = ExactRMSNorm
     return model.to(dtype)
 
 
@@ -77,9 +88,8 @@ def make_noise(parameters, q, noise=None, dtype=torch.float64):
 
 def textbook(model, parameters, inputs, labels, directions, sides="two"):
     def loss(theta):
-        return reference.language_model_loss(
-            reference.write_weights(model, parameters, theta), inputs, labels
-        )
+        clone, _ = reference.write_weights(model, parameters, theta)
+        return reference.language_model_loss(clone, inputs, labels)
 
     with torch.no_grad():
         return reference.estimate(loss, [p.detach() for p in parameters], directions, EPS, sides)
@@ -161,19 +171,16 @@ def test_backprop_gives_the_textbook_gradient_at_any_accumulation(models, name, 
     parameters = list(model.parameters())
     blocks = torch.randint(0, VOCABULARY, (4, 9), generator=torch.Generator().manual_seed(2))
 
-    def loss(theta):
-        for parameter, value in zip(parameters, theta, strict=True):
-            assert torch.equal(parameter, value)
-        return reference.language_model_loss(model, {"input_ids": blocks}, blocks)
-
-    expected = list(torch.autograd.grad(loss(parameters), parameters))
+    inputs, theta = {"input_ids": blocks}, [p.detach() for p in parameters]
+    expected = reference.gradient(model, parameters, theta, inputs, blocks)
+    loss = reference.language_model_loss(model, inputs, blocks).item()
     value, gradient, passes = backpropagate(
         lambda part: Objective(model, F.cross_entropy, {"input_ids": part[:, :-1]}, part[:, 1:]),
         blocks,
         parameters,
         accumulation,
     )
-    assert value == pytest.approx(loss(parameters).item(), rel=1e-12)
+    assert value == pytest.approx(loss, rel=1e-12)
     assert passes == 1
     assert_close(gradient, expected)
 
@@ -206,9 +213,12 @@ def test_a_half_precision_update_is_rounded_once_and_keeps_what_its_parts_would_
     """Eight terms, each below half a unit in the last place of the parameter; together they move it."""
     parameter = torch.full((4000,), 1.0, dtype=torch.bfloat16)
     estimate = Estimate(Noise("gaussian", SEED, STEP), torch.full((8,), 8.0, dtype=torch.float64), 0.0, 16)
-    exact = parameter.float() + 1e-3 * estimate.gradients([parameter])[0]
+    noise = make_noise([parameter], 8, Noise("gaussian", SEED, STEP), torch.float32)
+    total = sum(z for (z,) in noise)
+    torch.testing.assert_close(estimate.gradient(parameter, 0), total, rtol=1e-5, atol=1e-5)
+    exact = 1 + 1e-3 * total
     estimate.add_to_([parameter], alpha=1e-3)
-    assert torch.equal(parameter, exact.to(torch.bfloat16))
+    assert (parameter == exact.to(torch.bfloat16)).float().mean() > 0.999  # sums in another order may differ
     assert (parameter != 1).float().mean() > 0.2
 
 
@@ -402,7 +412,6 @@ def test_the_memory_count_sees_a_copy_of_the_parameters():
     assert memory.live == 0
 
 
-@pytest.mark.xfail(strict=True, reason="NoiseBuffer holds the old scratch while it grows, and one a slot")
 @pytest.mark.parametrize(("plan", "buffers"), [(Plan("sequential"), 1), (Plan("parallel", 1), 2)])
 def test_evaluating_takes_one_layers_noise_and_no_copy_of_the_parameters(plan, buffers):
     model = deep_model()

@@ -1,0 +1,230 @@
+"""Break the source in each known way and see that a test notices: ``python tests/mutants.py [--list] [name]``.
+
+Each mutant is one text of one file of zo/ replaced in a copy of the tree, where its tests then run. A text
+that is not found exactly once is an error: the source moved on and the mutant must follow.
+"""
+
+# ruff: noqa: E501 - one mutant a line
+
+import argparse
+import io
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMIT_S = 150
+
+NOISE = ("tests/unit/test_noise.py",)
+PERTURBED = ("tests/unit/test_perturbed.py",)
+ESTIMATE = ("tests/unit/test_estimate.py",)
+ORACLE = (*ESTIMATE, "-k", "textbook or compact")
+UNUSUAL = (*ESTIMATE, "-k", "members_cannot_share")
+HALF = (*ESTIMATE, "-k", "half_precision")
+GUIDANCE = ("tests/unit/test_guidance.py",)
+CHECKPOINT = ("tests/unit/test_checkpoint.py",)
+METHODS = "tests/contract/test_methods.py"
+PATH = (METHODS, "-k", "textbooks_path")
+LEDGER = (METHODS, "-k", "ledger")
+RESUME = (METHODS, "-k", "crashed and ZO")
+
+
+class Mutant(NamedTuple):
+    """``old`` becomes ``new`` in zo/``file``; ``tests`` are pytest's arguments."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+IN_PLACE = """\
+        for sign in (1, -1):
+            for index, parameter in enumerate(parameters):
+                noise = directions.fill_(scratch.take(parameter)[0], query, index)
+                parameter.add_(noise.to(parameter.dtype), alpha=sign * scale)
+            if sign == 1:
+                losses.append(objective.losses())
+"""
+TERM_BY_TERM = """\
+                for query, c in enumerate(self.coefficients.tolist()):
+                    noise = self.directions.fill_(self._scratch.take(parameter)[0], query, index)
+                    parameter.add_(noise.to(parameter.dtype), alpha=alpha * c / len(self.coefficients))
+"""
+FIRST_USE_ONLY = """\
+        result = handler(self, *args, **kwargs)
+        self._index = {key: i for key, i in self._index.items() if all(key != id(value) for value in args)}
+        return result
+"""
+
+MUTANTS = [
+    # The noise.
+    Mutant("one seed for all tensors", "noise.py", "mix(self._key, query, parameter)", "mix(self._key, query)", NOISE),
+    Mutant("one seed for all queries", "noise.py", "mix(self._key, query, parameter)", "mix(self._key, parameter)", NOISE),
+    Mutant("one seed for all steps", "noise.py", "mix(seed, step, stream)", "mix(seed, stream)", NOISE),
+    Mutant("32 bits of a key's parts", "noise.py", "(word & _MASK)) & _MASK", "(word & 0xFFFFFFFF)) & _MASK", NOISE),
+    Mutant("torch's 32-bit CPU seed", "noise.py", "generator.set_state(_twister_state(key))", "generator.manual_seed(key & 0xFFFFFFFF)", NOISE),
+    Mutant("state words misplaced", "noise.py", "[24 : 24 + 8 * _STATE_WORDS]", "[16 : 16 + 8 * _STATE_WORDS]", NOISE),
+    Mutant("global RNG reseeded", "noise.py", "generator = _private_generator(device)", "generator = torch.manual_seed(key % 2**63)", NOISE),
+    Mutant("control is the estimate's own noise", "noise.py", "stream=CONTROL)", "stream=DIRECTIONS)", NOISE),
+    Mutant("signs of one half", "noise.py", ".mul_(2).sub_(1)", ".sub_(0.5)", NOISE),
+    # The perturbed forward pass.
+    Mutant("views share the noise buffer", "perturbed.py", "self._scratch if function in _CONSUMING else Scratch()", "self._scratch", UNUSUAL),
+    Mutant("weight and bias share the noise buffer", "perturbed.py", "        parts = flat[: sum(sizes)].split(sizes)\n", "        parts = [flat[:size] for size in sizes]\n", ORACLE),
+    Mutant("all members get the first query's noise", "perturbed.py", "if query != last_query:", "if last_query is None:", ORACLE),
+    Mutant("member order swapped", "perturbed.py", "for query, scale in self._members:", "for query, scale in reversed(self._members):", ORACLE),
+    Mutant("positions interleaved wrongly", "perturbed.py", "out.repeat_interleave(mode._batch_size, dim=0)", "out.repeat(mode._batch_size, 1, 1)", ORACLE),
+    Mutant("tied head perturbed twice", "perturbed.py", "torch.add(parameter, noise, alpha=self._scale, out=noise)", "torch.add(parameter, noise, alpha=self._scale * (2 if parameter.shape[0] > 40 and parameter.ndim == 2 else 1), out=noise)", ORACLE),
+    Mutant("tied head not perturbed", "perturbed.py", "        return handler(self, *args, **kwargs)\n", FIRST_USE_ONLY, ORACLE),
+    Mutant("unknown operations read the plain weights", "perturbed.py", "if handler is None:\n            raise UnsupportedOperation(function)", "if handler is None:\n            return function(*args, **kwargs)", UNUSUAL),
+    Mutant("a view counts as metadata", "perturbed.py", "    torch.Tensor.size,\n", "    torch.Tensor.size,\n    torch.Tensor.t,\n", UNUSUAL),
+    Mutant("sums over noise in half precision", "perturbed.py", "dtype = torch.promote_types(likes[0].dtype, torch.float32)", "dtype = likes[0].dtype", HALF),
+    Mutant("norm's bias not perturbed", "perturbed.py", "mode.stack(weight, out.ndim), mode.stack(bias, out.ndim)", "mode.stack(weight, out.ndim), bias", PERTURBED),
+    Mutant("a dropped bias", "perturbed.py", "return (out + bias).flatten(0, 1)", "return out.flatten(0, 1)", PERTURBED),
+    # The estimate.
+    Mutant("only the last query kept", "estimate.py", "total.add_(self.directions.fill_(noise, query, index), alpha=weight)", "total.copy_(self.directions.fill_(noise, query, index)).mul_(weight)", ORACLE),
+    Mutant("other noise in the update", "estimate.py", "self.directions.fill_(noise, query, index)", "self.directions.fill_(noise, query + 1, index)", ORACLE),
+    Mutant("no 1/(2 eps)", "estimate.py", "(losses[:, 0] - losses[:, 1]) / (2 * epsilon)", "losses[:, 0] - losses[:, 1]", ORACLE),
+    Mutant("1/eps for two sides", "estimate.py", "/ (2 * epsilon)", "/ epsilon", ORACLE),
+    Mutant("inverted sign", "estimate.py", "(losses[:, 0] - losses[:, 1])", "(losses[:, 1] - losses[:, 0])", ORACLE),
+    Mutant("inverted sign of the compact update", "estimate.py", "parameter.add_(part, alpha=alpha)", "parameter.sub_(part, alpha=alpha)", ORACLE),
+    Mutant("wrong base of one side", "estimate.py", "base = objective.losses().double().cpu()", "base = losses[:1].clone()", ORACLE),
+    Mutant("no mean over q", "estimate.py", "(self.scale / len(self.coefficients))", "self.scale", ORACLE),
+    Mutant("loss of the first member alone", "estimate.py", "losses.mean().item()", "losses[0].item()", ORACLE),
+    Mutant("perturbed in place", "estimate.py", "        with Substituted(parameters, directions.fill_, scratch, query, scale):\n            losses.append(objective.losses())\n", IN_PLACE, (*ESTIMATE, "-k", "bit_for_bit")),
+    Mutant("half-precision update term by term", "estimate.py", "                parameter.copy_(parameter + part.mul_(alpha))\n", TERM_BY_TERM, HALF),
+    Mutant("labels not shifted by the entry", "estimate.py", "labels[:, 1:].to(device)", "labels.to(device)", (*ESTIMATE, "-k", "shifts_the_labels")),
+    Mutant("no seed is always seed 0", "estimate.py", "seed = torch.randint(2**62, ()).item()", "seed = 0", (*ESTIMATE, "-k", "without_a_seed")),
+    Mutant("accumulated gradient not averaged", "estimate.py", "value * (scale / accumulation)", "value * scale", (*ESTIMATE, "-k", "backprop")),
+    Mutant("noise of another norm in Random", "estimate.py", "ratio = self.norm(parameters) / noise.norm(parameters)", "ratio = 1.0", (METHODS, "-k", "random_takes")),
+    # Directions around a gradient.
+    Mutant("no 1/c^2", "guidance.py", "self.scale = 1 / cosine_target**2", "self.scale = 1.0", GUIDANCE),
+    Mutant("noise not orthogonal to the gradient", "guidance.py", "(c - b * along) / norm", "c / norm", GUIDANCE),
+    Mutant("directions scaled by sqrt(d)", "guidance.py", "return (c - b * along) / norm, b", "d = sum(g.numel() for g in self._gradient) ** 0.5\n        return d * (c - b * along) / norm, d * b", GUIDANCE),
+    # The methods.
+    Mutant("backprop one step late", "methods.py", "if state.step % state.spec.bp_interval:\n            return super().step(state, batch, guide)\n        loss,", "if (state.step - 1) % state.spec.bp_interval:\n            return super().step(state, batch, guide)\n        loss,", (METHODS, "-k", "on_the_interval")),
+    Mutant("Random descends along the estimate", "methods.py", "return estimate.replaced_by_noise(state.parameters)", "return estimate", (METHODS, "-k", "random_takes")),
+    Mutant("blend is a sum", "methods.py", "(ours + exact) / 2", "ours + exact", (*PATH[:2], "textbooks_path and blend")),
+    Mutant("the same directions every step", "methods.py", "state.spec.seed, state.step)", "state.spec.seed, 0)", PATH),
+    Mutant("learning rate not passed on", "methods.py", "set_learning_rate(state.optimizers, state.learning_rate)", "pass", (*PATH[:2], "textbooks_path and bp_learning_rate")),
+    Mutant("the guide's data ignored", "methods.py", "_, gradient, passes = backpropagate(state.objective, guide, state.parameters)", "_, gradient, passes = backpropagate(state.objective, batch, state.parameters)", (METHODS, "-k", "other_corpus")),
+    Mutant("backprop's forward pass not counted", "methods.py", "forward_passes=estimate.forward_passes + backward", "forward_passes=estimate.forward_passes", LEDGER),
+    Mutant("base loss not foreseen", "methods.py", 'if spec.sides == "two" else spec.query_budget_q + 1', 'if spec.sides == "two" else spec.query_budget_q', LEDGER),
+    Mutant("ledger off by one", "estimate.py", "losses.mean().item(), losses.numel(), scale", "losses.mean().item(), losses.numel() - 1, scale", LEDGER),
+    Mutant("tokens evaluated once a step", "ledger.py", "+= report.forward_passes * batch_tokens", "+= batch_tokens", LEDGER),
+    # The run.
+    Mutant("labels not shifted in the trainer", "train.py", "blocks[:, 1:], PRECISIONS", "blocks[:, :-1], PRECISIONS", PATH),
+    Mutant("dropout on", "models.py", "resid_pdrop=0.0", "resid_pdrop=0.1", (METHODS, "-k", "no_dropout")),
+    Mutant("weights in half precision", "train.py", "        device=device,\n        gradient_checkpointing", "        device=device,\n        dtype=PRECISIONS[spec.precision],\n        gradient_checkpointing", (METHODS, "-k", "weights_stay")),
+    Mutant("validation by the run's block size", "train.py", "validation_blocks(spec.validation_block_size", "validation_blocks(spec.block_size", (METHODS, "-k", "validation_reads")),
+    Mutant("optimizer state not resumed", "train.py", 'unpack_state(self.state.optimizers, tensors, checkpoint.state["optimizers"])', "pass", RESUME),
+    Mutant("ledger not resumed", "train.py", 'self.ledger = Ledger(**checkpoint.state["ledger"])', "self.ledger.step = checkpoint.step", RESUME),
+    Mutant("logs not cut back", "record.py", "file.truncate(length)\n    file.seek(length)", "file.seek(0, 2)", RESUME),
+    Mutant("changed settings ignored", "train.py", "if resolved in (spec,", "if True or resolved in (spec,", (METHODS, "-k", "starts_over")),
+    Mutant("no checkpoint at a signal", "train.py", "if last or stop.received or ledger.step", "if last or ledger.step", (METHODS, "-k", "a_signal")),
+    Mutant("NaN trained on", "train.py", "if not math.isfinite(report.loss):", "if False:", (METHODS, "-k", "no_number")),
+    Mutant("high losses need not be in a row", "train.py", "if report.loss > limit else 0", "if report.loss > limit else run.ledger.high_steps", (METHODS, "-k", "above_chance")),
+    # The checkpoint.
+    Mutant("checksum not verified", "checkpoint.py", 'if digest(tensors) != header["sha256"]:', "if False:", CHECKPOINT),
+    Mutant("only the newest checkpoint kept", "checkpoint.py", "KEPT = 2", "KEPT = 1", CHECKPOINT),
+    Mutant("the oldest checkpoint loaded", "checkpoint.py", ", reverse=True)", ")", CHECKPOINT),
+]  # fmt: skip
+
+
+def run_tests(tests: tuple[str, ...], mutant: Mutant | None = None) -> tuple[int, str]:
+    """Exit status and output of pytest in a copy of the tree; call it in a process of its own."""
+    ignore = shutil.ignore_patterns("__pycache__", ".*")
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        os.chdir(folder)
+        for name in ("zo", "tests"):
+            shutil.copytree(ROOT / name, name, ignore=ignore)
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        if mutant:
+            path = Path("zo", mutant.file)
+            path.write_text(path.read_text().replace(mutant.old, mutant.new))
+        sys.path.insert(0, folder)
+        os.environ["PYTHONPATH"] = folder  # for tests that start processes
+        import pytest
+
+        import zo
+
+        assert zo.__file__.startswith(folder), f"{zo.__file__} is not the copy"
+        with redirect_stdout(io.StringIO()) as output:
+            status = pytest.main(["-x", "-p", "no:cacheprovider", f"--timeout={LIMIT_S}", *tests])
+        os.chdir(ROOT)
+    return int(status), output.getvalue()
+
+
+def check_mutant(mutant: Mutant) -> str | None:
+    """What is wrong with the mutant itself, if anything."""
+    source = (ROOT / "zo" / mutant.file).read_text()
+    if (count := source.count(mutant.old)) != 1:
+        return f"the old text is found {count} times in zo/{mutant.file}, not once"
+    try:
+        compile(source.replace(mutant.old, mutant.new), mutant.file, "exec")
+    except SyntaxError as error:
+        return f"the mutant is not Python: {error}"
+    return None
+
+
+def judge(mutant: Mutant, pool: Executor) -> str:
+    """``killed``, ``SURVIVED``, or ``ERROR`` with its reason."""
+    if complaint := check_mutant(mutant):
+        return f"ERROR: {complaint}"
+    status, output = pool.submit(run_tests, mutant.tests, mutant).result()
+    if status in (0, 1):
+        return "SURVIVED" if status == 0 else "killed"
+    return f"ERROR: pytest ended with status {status}:\n{output[-1500:]}"
+
+
+def judge_unmutated(mutants: list[Mutant], pool: Executor) -> str:
+    """A kill means something only if the same tests pass on the source as it is."""
+    status, output = pool.submit(run_tests, tuple(sorted({m.tests[0] for m in mutants}))).result()
+    return "passes" if status == 0 else f"ERROR: these tests fail on the source as it is:\n{output[-3000:]}"
+
+
+def make_pool() -> Executor:
+    """Two workers, a fresh process each time, with the slow imports done once."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    sys.dont_write_bytecode = True
+    context = multiprocessing.get_context("forkserver")
+    models = (f"transformers.models.{name}.modeling_{name}" for name in ("gpt2", "llama", "gemma2"))
+    context.set_forkserver_preload(["torch", "scipy.stats", "pytest", "pydantic", "datasets", *models])
+    return ProcessPoolExecutor(max_workers=2, mp_context=context, max_tasks_per_child=1)
+
+
+def main() -> int:
+    """Run the chosen mutants two at a time; exit status 1 unless every one was killed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("filter", nargs="?", default="", help="part of a mutant's name or file")
+    parser.add_argument("--list", action="store_true", help="name the mutants and stop")
+    arguments = parser.parse_args()
+    mutants = [m for m in MUTANTS if arguments.filter.lower() in f"{m.name} {m.file}".lower()]
+    if arguments.list or not mutants:
+        print(*(f"{m.file:14} {m.name}" for m in mutants), sep="\n")
+        return 0 if mutants else 1
+    start = time.monotonic()
+    with make_pool() as pool, ThreadPoolExecutor(max_workers=2) as threads:
+        unmutated = threads.submit(judge_unmutated, mutants, pool)
+        verdicts = []
+        for mutant, verdict in zip(mutants, threads.map(lambda m: judge(m, pool), mutants), strict=True):
+            print(f"{verdict:10} {mutant.file:14} {mutant.name}", flush=True)
+            verdicts.append(verdict)
+        baseline = unmutated.result()
+    killed = verdicts.count("killed")
+    print(
+        f"{killed} of {len(mutants)} killed in {time.monotonic() - start:.0f} s; without mutation: {baseline}"
+    )
+    return 0 if killed == len(mutants) and baseline == "passes" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

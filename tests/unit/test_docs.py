@@ -1,0 +1,353 @@
+"""README and docs/ say nothing that the code does not: commands, names, columns, files, links, examples."""
+
+import argparse
+import importlib
+import importlib.util
+import json
+import math
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from zo.cli import _hyphens, _read_spec, build_parser
+from zo.errors import UserError
+from zo.methods import METHODS
+from zo.record import COLUMNS
+from zo.spec import RunSpec
+from zo.study import load_study, read_study
+from zo.sweep import study_of
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+SETTINGS = {"block_size": 16, "batch_size": 2, "tokenizer": "bytes", "max_steps": 4, "validation_interval": 2}
+SNAKEMAKE = "import sys; from snakemake.cli import main; main(sys.argv[1:])"
+
+
+def read(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def name_page(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def code_blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", read(page), flags=re.MULTILINE | re.DOTALL)
+
+
+def code_spans(page: Path) -> list[str]:
+    prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"`([^`\n]+)`", prose)
+
+
+def commands() -> list[tuple[str, str]]:
+    """(page, command) of every line of every bash block."""
+    found = []
+    for page in map(name_page, PAGES):
+        lines = "\n".join(code_blocks(page, "bash")).splitlines()
+        found += [(page, line) for line in lines if shlex.split(line, comments=True)]
+    return found
+
+
+@pytest.fixture
+def sign_zo():
+    """The method that docs/add-a-method.md adds, for one test."""
+    known = dict(METHODS)
+    scope: dict = {"__name__": "example"}
+    exec(code_blocks("docs/add-a-method.md", "python")[0], scope)
+    yield scope["SignZO"]
+    METHODS.clear()
+    METHODS.update(known)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_text("\n\n".join(f"Part {i}. " + "To be or not to be. " * 8 for i in range(40)))
+    return str(path)
+
+
+# --- README --------------------------------------------------------------------------------------
+
+
+def test_the_readme_is_short_and_begins_with_a_result_and_two_commands():
+    lines = read("README.md").splitlines()
+    assert len(lines) < 150
+    picture = next(i for i, line in enumerate(lines) if line.startswith("!["))
+    assert picture < 10
+    for command in ("make sweep", "make test"):
+        assert any(line.startswith(command) for line in lines[:35]), command
+    assert (ROOT / "docs/images/default-sweep.png").stat().st_size < 150_000
+
+
+def test_the_runs_in_the_readmes_table_are_the_default_studys():
+    table = [line for line in read("README.md").splitlines() if line.startswith(("| full |", "| reduced |"))]
+    named = [line.split("|")[2].split("`")[1] for line in table]
+    study = read_study(ROOT / "config.yaml")
+    assert named
+    assert set(named) <= set(study.runs)
+    assert all(f"_{line.split('|')[1].strip()}_" in run for line, run in zip(table, named, strict=True))
+    spec = study.runs[named[0]]
+    said = f"GPT-2 of {spec.model_size} parameters, {spec.max_steps} SGD steps of "
+    said += f"{spec.batch_size} x {spec.block_size} tokens"
+    assert said in " ".join(read("README.md").split())
+    assert (spec.architecture, spec.optimizer, spec.dataset) == ("gpt2", "sgd", "shakespeare")
+
+
+def test_the_repositorys_table_names_only_what_exists():
+    section = read("README.md").split("## What is in the repository")[1].split("\n## ")[0]
+    rows = [line.split("|") for line in section.splitlines() if line.startswith("| `")]
+    assert len(rows) > 5
+    for _, paths, text, _ in rows:
+        folders = re.findall(r"`([^`]+)`", paths)
+        assert [path for path in folders if not (ROOT / path).exists()] == []
+        modules = re.findall(r"`(\w+\.py)`", text)
+        assert [name for name in modules if not (ROOT / folders[0] / name).exists()] == []
+
+
+def test_the_library_example_runs_and_moves_the_parameters():
+    [example] = code_blocks("README.md", "python")
+    scope: dict = {"__name__": "example"}
+    exec(example, scope)
+    assert math.isfinite(scope["loss"])
+    assert all(grad.shape == p.shape for grad, p in zip(scope["grads"], scope["parameters"], strict=True))
+    assert all(torch.isfinite(p).all() for p in scope["parameters"])
+    assert any(grad.abs().sum() > 0 for grad in scope["grads"])
+
+
+# --- commands ------------------------------------------------------------------------------------
+
+
+def test_there_are_commands_to_check():
+    assert len(commands()) > 15
+
+
+@pytest.mark.parametrize(("page", "line"), [c for c in commands() if c[1].startswith("make")])
+def test_every_make_target_exists(page, line):
+    targets = re.findall(r"^([a-z-]+):", read("Makefile"), flags=re.MULTILINE)
+    assert [word for word in shlex.split(line, comments=True)[1:] if word not in targets] == []
+
+
+@pytest.mark.parametrize(("page", "line"), [c for c in commands() if c[1].startswith("python -m zo")])
+def test_every_zo_command_parses_and_its_values_are_allowed(page, line, sign_zo):
+    words = shlex.split(line, comments=True)[3:]
+    parser = build_parser()
+    options = parser.parse_args([_hyphens(word) for word in words])
+    [doors] = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    flags = [_hyphens(word).split("=")[0] for word in words if word.startswith("--")]
+    assert set(flags) <= set(doors[options.command]._option_string_actions)  # no abbreviation
+    if options.command == "train" and not options.spec:
+        _read_spec(options)
+    if options.command == "sweep":
+        assert load_study(study_of(options)).runs
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A copy of what snakemake reads: a dry run in it sees no results of ours."""
+    folder = tmp_path_factory.mktemp("workplace")
+    for name in ("Snakefile", "config.yaml"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("workflow", "profiles", "zo", "envs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def read_snakemake_command(line: str):
+    from snakemake.cli import get_argument_parser
+
+    return get_argument_parser().parse_args(shlex.split(line, comments=True)[1:])
+
+
+def snakemake_commands() -> dict[str, list[str]]:
+    """Study file ('' for the default one) -> the targets of all commands with it, parsed by snakemake."""
+    found: dict[str, list[str]] = {}
+    for _, line in commands():
+        if line.startswith("snakemake") and "SignZO" not in line:
+            options = read_snakemake_command(line)
+            study = "".join(str(path) for path in options.configfile or [])
+            found.setdefault(study, []).extend(sorted(options.targets or []))
+    return found
+
+
+def test_every_snakemake_target_resolves_in_a_dry_run(workplace):
+    found = snakemake_commands()
+    assert set(found) == {"", "workflow/studies/quick.yaml"}
+    for study, targets in found.items():
+        if study:  # its own targets lie in its own folder
+            targets = ["results/quick/summary.txt"]
+        command = [sys.executable, "-c", SNAKEMAKE, "-n", *dict.fromkeys(targets)]
+        command += ["--configfile", study] if study else []
+        done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert all(target in done.stdout for target in targets)
+
+
+# --- links and names -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_page)
+def test_every_relative_link_resolves(page):
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    local = [link for link in links if not link.startswith("http")]
+    assert [link for link in local if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_page)
+def test_every_path_of_the_repository_that_a_page_names_exists(page):
+    inside = re.compile(r"(zo|tests|docs|workflow|envs|profiles)/[\w./*-]*")
+    paths = [span for span in code_spans(page) if inside.fullmatch(span)]
+    assert [path for path in paths if not any(ROOT.glob(path.rstrip("/")))] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_page)
+def test_every_name_of_the_code_that_a_page_names_exists(page):
+    modules = {path.stem for path in (ROOT / "zo").glob("[a-z]*.py")}
+    classes = {"Estimate": "estimate", "State": "methods", "RunSpec": "spec", "GuidedDirections": "guidance"}
+    for span in code_spans(page):
+        first, *rest = re.sub(r"\(.*\)$", "", span).split(".")
+        if not rest or rest[-1] in {"json", "py", "csv", "md", "txt", "yaml"}:
+            continue
+        if first in classes:
+            rest = [first, *rest]
+        elif first not in modules:
+            continue
+        found = importlib.import_module(f"zo.{classes.get(first, first)}")
+        for name in rest:
+            fields = getattr(found, "__dataclass_fields__", {}) | getattr(found, "model_fields", {})
+            known = name in fields or hasattr(found, name) or name in vars(found).get("__annotations__", {})
+            known = known or name == "scale"  # set by the instance
+            assert known, span
+            found = getattr(found, name, None)
+
+
+def test_every_page_is_reached_from_the_readme():
+    reached, waiting = set(), [README]
+    while waiting:
+        page = waiting.pop()
+        links = re.findall(r"\]\(([^)#\s]+\.md)", page.read_text(encoding="utf-8"))
+        for path in ((page.parent / link).resolve() for link in links if not link.startswith("http")):
+            if path not in reached:
+                reached.add(path)
+                waiting.append(path)
+    assert [name_page(page) for page in PAGES if page != README and page.resolve() not in reached] == []
+
+
+# --- settings, files, columns --------------------------------------------------------------------
+
+
+def test_the_settings_page_is_what_the_code_says():
+    place = importlib.util.spec_from_file_location("make_settings", ROOT / "docs/make_settings.py")
+    script = importlib.util.module_from_spec(place)
+    place.loader.exec_module(script)
+    assert read("docs/settings.md") == script.render(), "run: python docs/make_settings.py"
+
+
+def test_every_method_is_described():
+    page = read("docs/method.md")
+    assert [mode for mode in METHODS if f"`methods.{mode}`" not in page and f"- `{mode}`" not in page] == [
+        "ZO"  # under its own heading, with the estimate
+    ]
+    assert "## ZO" in page
+
+
+def first_column(page: str, heading: str) -> list[str]:
+    section = read(page).split(f"## {heading}")[1].split("\n## ")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    return [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+
+
+def test_every_column_of_the_csv_log_is_described_in_its_order():
+    assert first_column("docs/results-format.md", "Columns of `csv_logs") == list(COLUMNS)
+
+
+@pytest.fixture(scope="module")
+def produced(tmp_path_factory):
+    """A results folder after a finished run, a crash, a summary and plots, without a workflow."""
+    from zo.analysis.plots import write_plots
+    from zo.analysis.summary import write_summary
+    from zo.crash import handle_crash
+    from zo.train import train
+
+    folder = tmp_path_factory.mktemp("produced")
+    text = folder / "corpus.txt"
+    text.write_text("\n\n".join(f"Part {i}. " + "To be or not to be. " * 8 for i in range(40)))
+    results = folder / "results"
+    common = SETTINGS | {"dataset": str(text), "scope": "full", "learning_rate": 1e-3}
+    spec = RunSpec.make(mode="Instruct", query_budget_q=2, bp_interval=2, log_interval=1, **common)
+    train(spec, results, threads=1)
+    handle_crash(results, "FO_full_bs2_q0_lr1e-03", exit_status=1, last_attempt=True)
+    write_summary(results / "csv_logs", results / "summary.txt", results / "summary.csv")
+    write_plots(results / "csv_logs", results / "plots", per_run=True)
+    return results, spec
+
+
+def test_every_file_that_a_run_and_the_analysis_write_is_described(produced):
+    results, _ = produced
+    [cache] = (results / "cache").iterdir()
+    described = set(first_column("docs/results-format.md", "Files"))
+    for path in (path.relative_to(results) for path in results.rglob("*") if path.is_file()):
+        parts = ["<cache>" if part == cache.name else part for part in path.parts]
+        name = re.sub(r"(Instruct|FO)_full[^/.]*", "<run>", "/".join(parts))
+        assert re.sub(r"crash\d+", "crash<n>", name) in described, path
+
+
+def test_every_file_that_the_workflow_declares_is_described():
+    described = set(first_column("docs/results-format.md", "Files"))
+    texts = [path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk")]
+    declared = {path for text in texts for path in re.findall(r'f"\{RESULTS\}/([^"*]+)"', text)}
+    assert len(declared) > 8
+    declared -= {"cache/{name}/meta.json", "plots/{{figure}}.png"}  # an input function's, the plots rule's
+    figures = re.search(r'FIGURES = "([^"]+)"', "".join(texts))[1].split()
+    names = {path.replace("{{run}}", "<run>").replace("{{cache}}", "<cache>") for path in declared}
+    assert (names | {f"plots/{figure}.png" for figure in figures}) - described == set()
+
+
+def test_every_column_of_the_summary_is_described(produced):
+    results, _ = produced
+    columns = (results / "summary.csv").read_text().splitlines()[0].split(",")
+    described = first_column("docs/results-format.md", "Columns of `summary.csv`")
+    assert [name for name in columns if name not in described] == []
+    assert [name for name in described if name not in columns] == []
+
+
+def test_every_key_of_the_json_files_is_described(produced):
+    results, spec = produced
+    page = read("docs/results-format.md")
+    run = results / "runs" / spec.name
+    lines = [json.loads(line) for line in (run / "scalars.jsonl").read_text().splitlines()]
+    keys = set().union(*lines)
+    for path in (run / "manifest.json", run / "outcome.json", *results.glob("cache/*/meta.json")):
+        keys |= json.loads(path.read_text()).keys()
+    assert [key for key in sorted(keys) if f"`{key}" not in page] == []
+
+
+# --- add a method --------------------------------------------------------------------------------
+
+
+def test_the_method_of_the_example_trains_and_steps_by_the_rate_along_the_sign(sign_zo, corpus, tmp_path):
+    from zo.train import build_run, train
+
+    settings = SETTINGS | {"max_steps": 3, "scope": "full", "learning_rate": 1e-3, "query_budget_q": 2}
+    spec = RunSpec.make(mode="SignZO", dataset=corpus, **settings)
+    assert spec.name.startswith("SignZO_full_bs2_q2_lr1e-03")
+    run, _ = build_run(spec, tmp_path / "cache", torch.device("cpu"))
+    before = [p.detach().clone() for p in run.state.parameters]
+    report = run.take_step()
+    assert report.forward_passes == 4
+    for old, new in zip(before, run.state.parameters, strict=True):
+        assert torch.allclose((new - old).abs(), torch.tensor(1e-3), atol=1e-6)
+    assert train(spec, tmp_path, threads=1).status == "done"
+
+
+def test_the_example_is_gone_after_its_test():
+    assert "SignZO" not in METHODS
+    with pytest.raises(UserError, match="unknown mode"):
+        RunSpec.make(mode="SignZO", max_steps=1)

@@ -1,0 +1,176 @@
+"""GPU slots, with pretended ids: a process that trains holds its own, and nobody else's."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from zo import gpus
+from zo.errors import UserError
+from zo.gpus import take_gpus, visible_gpus
+
+TAKE = "import sys, time; from zo.gpus import take_gpus\n"
+TAKE_AND_SLEEP = TAKE + "print(','.join(take_gpus(int(sys.argv[1]))), flush=True); time.sleep(60)"
+
+# 200 forked processes, 16 at a time. Each marks its ids with files that must not exist yet: a proof that
+# does not lean on the locks. Polls are shortened, or the test would mostly sleep.
+CROWD = """
+import os, random, sys, time
+from types import SimpleNamespace
+from zo import gpus
+real_sleep = time.sleep
+gpus.time = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: real_sleep(0.002))
+
+def job(number):
+    count = 1 + (number % 3 == 0)
+    taken = gpus.take_gpus(count)
+    assert len(set(taken)) == len(taken) == count, taken
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ",".join(taken)
+    marks = [os.path.join(sys.argv[1], f"in-use-{name}") for name in taken]
+    for mark in marks:
+        os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
+    real_sleep(random.Random(number).uniform(0, 0.02))
+    for mark in marks:
+        os.unlink(mark)
+    with open(os.path.join(sys.argv[1], "used"), "a") as log:
+        log.write("\\n".join(taken) + "\\n")
+
+running, failed = set(), 0
+for number in range(200):
+    if len(running) == 16:
+        pid, status = os.wait()
+        running.discard(pid)
+        failed += status != 0
+    if (pid := os.fork()) == 0:
+        try:
+            job(number)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+            os._exit(1)
+        os._exit(0)
+    running.add(pid)
+failed += sum(os.wait()[1] != 0 for _ in list(running))
+sys.exit(failed > 0)
+"""
+
+
+@pytest.fixture(autouse=True)
+def four_gpus(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    monkeypatch.setenv("ZO_GPU_LOCKS", str(tmp_path))
+    monkeypatch.setattr(gpus, "_held", [])  # what the test itself takes is free again after it
+
+
+@pytest.fixture
+def start(request):
+    """A function: start a process that takes GPUs, says which, and sleeps; killed when the test ends."""
+
+    def start(count):
+        command = [sys.executable, "-c", TAKE_AND_SLEEP, str(count)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        request.addfinalizer(process.wait)
+        request.addfinalizer(process.kill)
+        return process, process.stdout.readline().strip().split(",")
+
+    return start
+
+
+def test_among_200_processes_no_gpu_is_ever_held_twice_and_all_are_used(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", CROWD, str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    used = (tmp_path / "used").read_text().split()
+    assert len(used) == 200 + 67
+    assert set(used) == {"0", "1", "2", "3"}
+
+
+def test_a_job_of_two_gets_two_different_gpus_and_sees_only_those(start):
+    _, taken = start(1)
+    own = take_gpus(2)
+    assert len({*own, *taken}) == 3
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ",".join(own)
+    assert visible_gpus() == own
+
+
+def test_sigkill_frees_the_gpus_at_once(start):
+    process, taken = start(4)
+    assert sorted(taken) == ["0", "1", "2", "3"]
+    with pytest.raises(UserError, match="none of 0, 1, 2, 3 became free within 0 s"):
+        take_gpus(1, patience=0)
+    process.kill()
+    process.wait()
+    assert len(take_gpus(4, patience=0)) == 4
+
+
+def test_a_job_that_cannot_have_all_its_gpus_holds_none_while_it_waits(start):
+    start(3)
+    with pytest.raises(UserError, match="became free"):
+        take_gpus(2, patience=0.3)
+    _, last = start(1)
+    assert last != [""]
+
+
+def test_a_waiting_job_gets_the_gpu_that_becomes_free(start):
+    process, taken = start(4)
+    waiting = subprocess.Popen([sys.executable, "-c", TAKE_AND_SLEEP, "1"], stdout=subprocess.PIPE, text=True)
+    time.sleep(0.3)
+    process.kill()
+    assert waiting.stdout.readline().strip() in taken
+    waiting.kill()
+    waiting.wait()
+
+
+def test_more_than_there_are_is_an_error_that_names_them():
+    with pytest.raises(UserError, match=r"gpus: 5 asked for, but this machine shows 4: 0, 1, 2, 3"):
+        take_gpus(5)
+    with pytest.raises(UserError, match=r"gpus: -1 is not allowed"):
+        take_gpus(-1)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
+
+
+@pytest.mark.parametrize(("visible", "count"), [("0,1", 0), ("", 0), ("", 2), ("-1", 1), ("none", 1)])
+def test_a_count_of_0_or_a_machine_without_gpus_means_the_cpu(visible, count, monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert take_gpus(count) == []
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    assert not list(tmp_path.rglob("gpu-*"))
+
+
+@pytest.mark.parametrize(
+    ("given", "ids"),
+    [
+        ("0,1", ["0", "1"]),
+        (" 3 , 1 ", ["3", "1"]),
+        ("0,0,1", ["0", "1"]),
+        ("GPU-8ab/x", ["GPU-8ab/x"]),
+        ("", []),
+    ],
+)
+def test_the_ids_are_those_of_cuda_visible_devices(given, ids, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert visible_gpus() == ids
+    assert take_gpus(len(ids)) == ids
+
+
+@pytest.mark.parametrize(
+    ("script", "ids"),
+    [
+        (
+            "echo 'GPU 0: NVIDIA H100 (UUID: GPU-1)'; echo '  MIG 1g'; echo 'GPU 1: NVIDIA H100'",
+            "0 1",
+        ),
+        ("echo failed; exit 9", ""),
+        (None, ""),
+    ],
+)
+def test_without_it_they_are_what_nvidia_smi_lists_or_none(script, ids, monkeypatch, tmp_path):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    if script:
+        tool = tmp_path / "nvidia-smi"
+        tool.write_text(f"#!/bin/sh\n{script}\n")
+        tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert visible_gpus() == ids.split()

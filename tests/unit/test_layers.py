@@ -1,0 +1,79 @@
+"""A module imports only from its own group or groups with a smaller number, and the light ones stay light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import zo
+
+PACKAGE = Path(zo.__file__).parent
+GROUPS = {
+    1: "noise perturbed optimizers errors files",
+    2: "plan estimate guidance methods",
+    3: "sizes models corpus textfiles tokenizer token_cache dataset",
+    4: "spec study",
+    5: "ledger record checkpoint gpus crash train",
+    6: "analysis",
+    7: "sweep doctor cli __main__",
+}
+GROUP_OF = {name: number for number, names in GROUPS.items() for name in names.split()}
+MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+
+
+def part_of(path: Path) -> str:
+    """The module, or the folder that it lies in: analysis/table.py is `analysis`."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def list_imports(tree: ast.AST):
+    """Yield the modules of zo that run-time imports name, those inside functions too."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (name.name.split(".")[1] for name in node.names if name.name.startswith("zo."))
+        elif isinstance(node, ast.ImportFrom) and node.module == "zo":
+            yield from (name.name for name in node.names if name.name != "__version__")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("zo."):
+            yield node.module.split(".")[1]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"a relative import: {ast.unparse(node)}"
+        yield from list_imports(node)
+
+
+def test_every_module_belongs_to_a_group():
+    assert {part_of(path) for path in MODULES} == set(GROUP_OF)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_its_own_group_or_smaller_ones(path):
+    own = GROUP_OF[part_of(path)]
+    above = {name for name in list_imports(ast.parse(path.read_text())) if GROUP_OF[name] > own}
+    assert not above
+
+
+def test_the_check_sees_imports_in_functions_but_not_those_for_types():
+    code = "if TYPE_CHECKING:\n import zo.spec\ndef f():\n from zo.cli import main\n import zo.train as t"
+    assert list(list_imports(ast.parse(code))) == ["cli", "train"]
+    assert list(list_imports(ast.parse("from zo import gpus"))) == ["gpus"]
+
+
+def test_the_workflows_imports_pull_in_nothing_heavy():
+    code = "import sys, zo.spec, zo.study, zo.cli, zo.gpus, zo.files; print(*sorted(sys.modules))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    heavy = {"torch", "transformers", "pandas", "datasets", "tokenizers", "scipy", "matplotlib", "snakemake"}
+    assert not heavy & set(loaded)
+    assert "zo.spec" in loaded
+
+
+def test_no_module_imports_snakemake():
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            named = [name.name for name in node.names] if isinstance(node, ast.Import) else []
+            named += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(name.split(".")[0] == "snakemake" for name in named), path

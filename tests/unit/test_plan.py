@@ -1,0 +1,61 @@
+"""How ``auto`` lays out a step's evaluations."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zo.plan import LOGITS_BYTES, MOST_IN_FLIGHT, Plan, decide_plan
+
+
+def decide(kind="auto", in_flight=None, *, q=8, signs=2, tokens=256, vocab_size=512) -> Plan:
+    plan, reason = decide_plan(kind, in_flight, q=q, signs=signs, tokens=tokens, vocab_size=vocab_size)
+    assert reason
+    return plan
+
+
+def test_auto_is_sequential_for_one_direction_and_parallel_for_more():
+    assert decide(q=1).kind == "sequential"
+    assert decide(q=2) == Plan("parallel", 2)
+    assert decide(q=8) == Plan("parallel", 8)
+
+
+def test_auto_keeps_at_most_eight_directions_in_flight_unless_asked():
+    assert MOST_IN_FLIGHT == 8
+    assert decide(q=100).directions_in_flight == 8
+    assert decide(q=100, in_flight=50) == Plan("parallel", 50)
+
+
+@given(
+    q=st.integers(1, 99),
+    signs=st.sampled_from([1, 2]),
+    tokens=st.integers(1, 9999),
+    vocab=st.integers(2, 10**5),
+)
+def test_the_logits_in_flight_stay_within_their_bound_and_no_smaller_than_they_must(q, signs, tokens, vocab):
+    n = decide(q=q, signs=signs, tokens=tokens, vocab_size=vocab).directions_in_flight
+    one = signs * tokens * vocab * 4
+    assert 1 <= n <= min(q, 8)
+    assert n == 1 or n * one <= LOGITS_BYTES
+    assert n == min(q, 8) or (n + 1) * one > LOGITS_BYTES
+
+
+@pytest.mark.parametrize("kind", ["auto", "sequential", "parallel"])
+@given(q=st.integers(1, 99), asked=st.integers(1, 99))
+def test_no_more_directions_are_in_flight_than_there_are(kind, q, asked):
+    assert decide(kind, asked, q=q).directions_in_flight == min(q, asked)
+
+
+@pytest.mark.parametrize("kind", ["sequential", "parallel"])
+@pytest.mark.parametrize("q", [1, 64])
+def test_a_plan_that_was_asked_for_is_taken(kind, q):
+    assert decide(kind, q=q).kind == kind
+
+
+def test_asking_for_directions_in_flight_asks_for_the_parallel_plan():
+    assert decide(q=1, in_flight=4) == Plan("parallel", 1)
+
+
+@given(q=st.integers(1, 99), tokens=st.integers(1, 9999))
+def test_deciding_again_from_the_decision_changes_nothing(q, tokens):
+    plan = decide(q=q, tokens=tokens, vocab_size=50257)
+    assert decide(plan.kind, plan.directions_in_flight, q=q, tokens=tokens, vocab_size=50257) == plan
