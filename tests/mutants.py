@@ -104,7 +104,7 @@ MUTANTS = [
     Mutant("labels not shifted by the entry", "estimate.py", "labels[:, 1:].to(device)", "labels.to(device)", (*ESTIMATE, "-k", "shifts_the_labels")),
     Mutant("no seed is always seed 0", "estimate.py", "seed = torch.randint(2**62, ()).item()", "seed = 0", (*ESTIMATE, "-k", "without_a_seed")),
     Mutant("accumulated gradient not averaged", "estimate.py", "value * (scale / accumulation)", "value * scale", (*ESTIMATE, "-k", "backprop")),
-    Mutant("noise of another norm in Random", "estimate.py", "ratio = self.norm(parameters) / noise.norm(parameters)", "ratio = 1.0", (METHODS, "-k", "random_takes")),
+    Mutant("noise of another norm in Random", "estimate.py", "self.norm(parameters) / noise.norm(parameters)", "1.0", (METHODS, "-k", "random_takes")),
     # Directions around a gradient.
     Mutant("no 1/c^2", "guidance.py", "self.scale = 1 / cosine_target**2", "self.scale = 1.0", GUIDANCE),
     Mutant("noise not orthogonal to the gradient", "guidance.py", "(c - b * along) / norm", "c / norm", GUIDANCE),
@@ -128,12 +128,12 @@ MUTANTS = [
     Mutant("optimizer state not resumed", "train.py", 'unpack_state(self.state.optimizers, tensors, checkpoint.state["optimizers"])', "pass", RESUME),
     Mutant("ledger not resumed", "train.py", 'self.ledger = Ledger(**checkpoint.state["ledger"])', "self.ledger.step = checkpoint.step", RESUME),
     Mutant("logs not cut back", "record.py", "file.truncate(length)\n    file.seek(length)", "file.seek(0, 2)", RESUME),
-    Mutant("changed settings ignored", "train.py", "if resolved in (spec,", "if True or resolved in (spec,", (METHODS, "-k", "starts_over")),
+    Mutant("changed settings ignored", "train.py", "if resolved != then.model_copy(update=plan):", "if False:", (METHODS, "-k", "starts_over")),
     Mutant("no checkpoint at a signal", "train.py", "if last or stop.received or ledger.step", "if last or ledger.step", (METHODS, "-k", "a_signal")),
     Mutant("NaN trained on", "train.py", "if not math.isfinite(report.loss):", "if False:", (METHODS, "-k", "no_number")),
     Mutant("high losses need not be in a row", "train.py", "if report.loss > limit else 0", "if report.loss > limit else run.ledger.high_steps", (METHODS, "-k", "above_chance")),
     # The checkpoint.
-    Mutant("checksum not verified", "checkpoint.py", 'if digest(tensors) != header["sha256"]:', "if False:", CHECKPOINT),
+    Mutant("checksum not verified", "checkpoint.py", 'if _checksum(metadata["zo"], tensors) != metadata["sha256"]:', "if False:", CHECKPOINT),
     Mutant("only the newest checkpoint kept", "checkpoint.py", "KEPT = 2", "KEPT = 1", CHECKPOINT),
     Mutant("the oldest checkpoint loaded", "checkpoint.py", ", reverse=True)", ")", CHECKPOINT),
 ]  # fmt: skip
