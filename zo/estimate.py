@@ -11,26 +11,17 @@ reduced and coefficients taken in fp64 on the host, sums over noise in fp32 or b
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import torch
 
-from zo.noise import Noise
-from zo.perturbed import Batched, Scratch, Substituted, UnsupportedOperation
+from zo.members import DenseMembers, LowRankMembers
+from zo.noise import Directions, LowRankNoise, Noise
+from zo.perturbed import Batched, Substituted, UnsupportedOperation
 from zo.plan import Plan
+from zo.scratch import Scratch
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """loss_fn(logits [N, V], labels [N]) -> scalar."""
-
-
-class Directions(Protocol):
-    """Where directions come from: plain noise, or noise around a gradient."""
-
-    scale: float
-    """Of the estimate, beside the mean over q: 1, or 1/c^2 for directions around a gradient."""
-
-    def fill_(self, out: torch.Tensor, query: int, parameter: int) -> torch.Tensor:
-        """Write direction ``query``'s part at ``parameter`` into ``out``."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +38,21 @@ class Objective:
     precision: torch.dtype = torch.float32
     """Of the model's arithmetic (autocast); the loss is computed in fp32 or better from its logits."""
 
-    def losses(self, members: int = 1) -> torch.Tensor:
-        """[members] losses of one forward pass over the batch repeated ``members`` times."""
-        inputs = {name: _repeat(value, members) for name, value in self.inputs.items()}
+    def losses(self, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """[M] losses of one forward pass: of member i on the sequences ``rows[i]``, rows [M, b].
+
+        None: one member, on the whole batch.
+        """
+        inputs, targets = self.inputs, self.targets[None]
+        if rows is not None:
+            inputs = {name: value.index_select(0, rows.flatten()) for name, value in inputs.items()}
+            targets = self.targets[rows]
         half = self.precision != torch.float32
         with torch.autocast(self.targets.device.type, self.precision, enabled=half):
             logits = self.model(**inputs).logits[:, : self.targets.shape[1]]
         logits = logits.to(_at_least_fp32(logits))
-        targets = self.targets.flatten()
-        return torch.stack([self.loss_fn(part.flatten(0, 1), targets) for part in logits.chunk(members)])
+        parts = zip(logits.chunk(len(targets)), targets, strict=True)
+        return torch.stack([self.loss_fn(part.flatten(0, 1), labels.flatten()) for part, labels in parts])
 
     @property
     def batch_size(self) -> int:
@@ -78,11 +75,11 @@ class Estimate:
     def gradient(self, parameter: torch.Tensor, index: int) -> torch.Tensor:
         """g_hat's part at one parameter, [shape of it], fp32 or better; overwritten by the next call."""
         noise, total = self._scratch.take(parameter, parameter)
-        total.zero_()
-        weights = (self.coefficients * (self.scale / len(self.coefficients))).tolist()
-        for query, weight in enumerate(weights):  # an order that depends on q alone, whatever the plan
-            total.add_(self.directions.fill_(noise, query, index), alpha=weight)
-        return total
+        return self.directions.sum_(total, self.weights(), index, noise)
+
+    def weights(self) -> list[float]:
+        """Of each direction in g_hat; summed in an order that depends on q alone, whatever the plan."""
+        return (self.coefficients * (self.scale / len(self.coefficients))).tolist()
 
     def gradients(self, parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Dense: one tensor a parameter, for optimizers that need it."""
@@ -93,13 +90,27 @@ class Estimate:
         """Parameters += alpha * g_hat, one parameter's noise at a time; the norm of g_hat."""
         squares = 0.0
         for index, parameter in enumerate(parameters):
+            factors = self._factors(parameter, index)
+            if factors:  # never made dense: one product straight into the parameter
+                a, b = factors
+                squares += torch.sum((a.T @ a).double() * (b.T @ b).double()).item()  # |A B^T|^2
+                parameter.addmm_(a, b.T, alpha=alpha)
+                continue
             part = self.gradient(parameter, index)
             squares += _square(part)
             if parameter.dtype == part.dtype:
                 parameter.add_(part, alpha=alpha)
             else:  # half precision: one rounding, of the sum
                 parameter.copy_(parameter + part.mul_(alpha))
-        return squares**0.5
+        return max(squares, 0.0) ** 0.5
+
+    def _factors(self, parameter: torch.Tensor, index: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """A and B with g_hat = A B^T, where that is less than the matrix and no half precision loses it."""
+        if not isinstance(self.directions, LowRankNoise) or parameter.dtype != _at_least_fp32(parameter):
+            return None
+        if parameter.ndim != 2 or len(self.coefficients) * self.directions.rank * 2 > min(parameter.shape):
+            return None
+        return self.directions.weighted_factors(self.weights(), index, parameter)
 
     def norm(self, parameters: Sequence[torch.Tensor]) -> float:
         """|g_hat| over all parameters."""
@@ -121,6 +132,7 @@ def estimate_gradient(
     q: int,
     epsilon: float,
     sides: str = "two",
+    sharded: bool = False,
     plan: Plan = Plan(),  # noqa: B008 - frozen
 ) -> Estimate:
     """Estimate the gradient of ``objective`` in ``parameters`` from q directions; nothing is modified.
@@ -128,55 +140,77 @@ def estimate_gradient(
     Parameters
     ----------
     q:
-        Number of directions. Costs 2q forward passes with two sides, q + 1 with one.
+        Number of directions. Costs 2q forward passes with two sides, q + 1 with one; two if ``sharded``.
     epsilon:
         Length of the finite difference, in units of the direction.
     sides:
         ``two`` (central difference) or ``one`` (forward difference from one shared base loss).
+    sharded:
+        Evaluate each direction on its own 1/q of the batch's sequences instead of on all of them.
     """
+    rows = _rows_of_queries(objective, q, sharded)
     signs = (1.0, -1.0) if sides == "two" else (1.0,)
-    members = [(query, sign * epsilon) for query in range(q) for sign in signs]
-    losses = _evaluate_members(objective, parameters, directions, members, len(signs), plan)
+    scales = [sign * epsilon for sign in signs]
+    losses = _evaluate(objective, parameters, directions, rows, scales, plan)  # [q, signs]
     if sides == "two":
-        losses = losses.view(q, 2)
         coefficients = (losses[:, 0] - losses[:, 1]) / (2 * epsilon)
     else:
-        base = objective.losses().double().cpu()
-        coefficients = (losses - base) / epsilon
-        losses = torch.cat([base, losses])
-    scale = getattr(directions, "scale", 1.0)
+        base = objective.losses(rows if sharded else None).double().cpu()  # [q] or [1]
+        coefficients = (losses[:, 0] - base) / epsilon
+        losses = torch.cat([base, losses[:, 0]])
+    cost = losses.numel() // q if sharded else losses.numel()  # a shard is 1/q of a forward pass
     scratch = Scratch(parameters, copies=2)
-    return Estimate(directions, coefficients, losses.mean().item(), losses.numel(), scale, scratch)
+    return Estimate(directions, coefficients, losses.mean().item(), cost, directions.scale, scratch)
 
 
-def _evaluate_members(objective, parameters, directions, members, signs: int, plan: Plan) -> torch.Tensor:
-    """[len(members)] losses in fp64 on the host: one read from the device for all of them."""
-    scratch = Scratch(parameters, copies=2 if plan.kind == "parallel" else 1)
-    if plan.kind == "parallel":
+def _rows_of_queries(objective: Objective, q: int, sharded: bool) -> torch.Tensor:
+    """[q, b]: which of the batch's sequences each direction is evaluated on."""
+    rows = torch.arange(objective.batch_size, device=objective.targets.device)
+    if not sharded:
+        return rows.expand(q, -1)
+    if objective.batch_size % q:
+        raise ValueError(f"a batch of {objective.batch_size} sequences cannot be split among {q} directions")
+    return rows.view(q, -1)
+
+
+def _evaluate(objective, parameters, directions, rows, scales: list[float], plan: Plan) -> torch.Tensor:
+    """[q, signs] losses in fp64 on the host: one read from the device for all of them."""
+    if plan.kind == "parallel" and type(objective.model) not in _unsupported:
         try:
-            return _evaluate_batched(objective, parameters, directions, members, signs, plan, scratch)
+            return _evaluate_batched(objective, parameters, directions, rows, scales, plan)
         except UnsupportedOperation as unsupported:
+            _unsupported.add(type(objective.model))
             warnings.warn(
                 f"{type(objective.model).__name__} uses a trained parameter in {unsupported.operation!r}, "
                 "which the parallel plan cannot split by direction: using the sequential plan",
                 stacklevel=2,
             )
-    losses = []
-    for query, scale in members:
-        with Substituted(parameters, directions.fill_, scratch, query, scale):
-            losses.append(objective.losses())
-    return torch.cat(losses).double().cpu()
+    scratch, losses = Scratch(parameters), []
+    for query, own in enumerate(rows):
+        for scale in scales:
+            with Substituted(parameters, directions.fill_, scratch, query, scale):
+                losses.append(objective.losses(own[None]))
+    return torch.cat(losses).double().cpu().view(len(rows), len(scales))
 
 
-def _evaluate_batched(
-    objective, parameters, directions, members, signs: int, plan: Plan, scratch
-) -> torch.Tensor:
-    losses, chunk = [], plan.directions_in_flight * signs
-    for start in range(0, len(members), chunk):
-        part = members[start : start + chunk]
-        with Batched(parameters, directions.fill_, scratch, part, objective.batch_size):
-            losses.append(objective.losses(len(part)))
-    return torch.cat(losses).double().cpu()
+_unsupported: set[type] = set()
+"""Models that were seen to need the sequential plan: warned of once, not tried again."""
+
+
+def _evaluate_batched(objective, parameters, directions, rows, scales: list[float], plan: Plan):
+    """[q, signs]: ``plan.directions_in_flight`` directions with all their signs in each forward pass."""
+    low_rank = isinstance(directions, LowRankNoise)
+    scratch, losses = Scratch(parameters, copies=2), []
+    for queries in torch.arange(len(rows)).split(plan.directions_in_flight):
+        queries = queries.tolist()
+        if low_rank:
+            members = LowRankMembers(directions, scratch, queries, scales, rows.device)
+        else:
+            pairs = [(query, scale) for query in queries for scale in scales]
+            members = DenseMembers(directions.fill_, scratch, pairs)
+        with Batched(parameters, members, rows.shape[1]):
+            losses.append(objective.losses(rows[queries].repeat_interleave(len(scales), dim=0)))
+    return torch.cat(losses).double().cpu().view(len(rows), len(scales))
 
 
 @torch.no_grad()
@@ -232,10 +266,6 @@ def _square(tensor: torch.Tensor) -> float:
 
 def _at_least_fp32(tensor: torch.Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
-
-
-def _repeat(value: torch.Tensor, members: int) -> torch.Tensor:
-    return value if members == 1 else value.repeat(members, *(1,) * (value.ndim - 1))
 
 
 def zo_gradient_estimator(

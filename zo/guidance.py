@@ -10,16 +10,16 @@ from collections.abc import Sequence
 
 import torch
 
-from zo.noise import Noise
+from zo.noise import Directions
 
 
-class GuidedDirections:
+class GuidedDirections(Directions):
     """Makes u_i = a_i g + b_i z_i from a stored gradient and regenerated noise z_i.
 
     Raises FloatingPointError for a gradient that is zero or not finite: nothing can be drawn around it.
     """
 
-    def __init__(self, noise: Noise, gradient: Sequence[torch.Tensor], cosine_target: float, q: int):
+    def __init__(self, noise: Directions, gradient: Sequence[torch.Tensor], cosine_target: float, q: int):
         norm = _dot(gradient, gradient) ** 0.5
         if not 0 < norm < float("inf"):
             raise FloatingPointError(
@@ -39,8 +39,7 @@ class GuidedDirections:
         b = (1 - c**2) ** 0.5 / max(squares - along**2, 1e-300) ** 0.5
         return (c - b * along) / norm, b
 
-    def fill_(self, out: torch.Tensor, query: int, parameter: int) -> torch.Tensor:
-        """Write u_query's part at ``parameter`` into ``out``."""
+    def fill_(self, out, query, parameter):
         a, b = self._weights[query]
         self._noise.fill_(out, query, parameter)
         return out.mul_(b).add_(self._gradient[parameter], alpha=a)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Settings beyond scope, batch size and seed that a family of methods reads. An axis that a method does
 # not use never multiplies its runs and never appears in its names.
 UPDATE = frozenset({"optimizer", "momentum", "weight_decay", "cautious", "schedule", "warmup_steps"})
-QUERIES = frozenset({"query_budget_q", "epsilon", "direction_family", "sides"})
+QUERIES = frozenset({"query_budget_q", "epsilon", "direction_family", "rank", "sides", "shard_batch"})
 BACKPROP = frozenset({"gradient_checkpointing"})
 
 
@@ -111,6 +111,8 @@ class ZO(Method):
 
     @staticmethod
     def forward_passes(spec, step):
+        if spec.shard_batch:  # each direction reads its own 1/q of the batch
+            return 2
         return spec.query_budget_q * 2 if spec.sides == "two" else spec.query_budget_q + 1
 
     def step(self, state, batch, guide):
@@ -221,9 +223,10 @@ METHODS: dict[str, type[Method]] = {
 
 
 def _noise(state: State):
-    from zo.noise import Noise
+    from zo.noise import make_noise
 
-    return Noise(state.spec.direction_family, state.spec.seed, state.step)
+    spec = state.spec
+    return make_noise(spec.direction_family, spec.seed, state.step, state.parameters, spec.rank)
 
 
 def _estimate(state: State, batch, directions=None) -> Estimate:
@@ -237,6 +240,7 @@ def _estimate(state: State, batch, directions=None) -> Estimate:
         q=spec.query_budget_q,
         epsilon=spec.epsilon,
         sides=spec.sides,
+        sharded=spec.shard_batch,
         plan=state.plan,
     )
 

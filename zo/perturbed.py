@@ -6,7 +6,8 @@ layer's noise exists at a time, and there is nothing to restore afterwards.
 
 ``Substituted`` evaluates one member (one direction, one sign) through any operation. ``Batched``
 evaluates many members at once: they ride on the batch dimension, and the few operations through which
-the common causal language models use their parameters know how to treat each member's share.
+the common causal language models use their parameters know how to treat each member's share
+(zo/members.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -15,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-Fill = Callable[[torch.Tensor, int, int], torch.Tensor]
-"""fill(out, query, parameter): write one direction's part at one parameter into ``out``."""
+from zo.members import Fill, Members
+from zo.scratch import Scratch
 
 # What asks about a parameter without reading its values. Anything else sees the perturbed ones.
 _METADATA = {
@@ -50,13 +51,11 @@ class UnsupportedOperation(Exception):
 
 
 class _Perturbed(TorchFunctionMode):
-    """Shared by both modes: which tensors are parameters, and one reusable scratch tensor for their noise."""
+    """Shared by both modes: which tensors are parameters, and which calls use one of them."""
 
-    def __init__(self, parameters: Sequence[torch.Tensor], fill: Fill, scratch: "Scratch"):
+    def __init__(self, parameters: Sequence[torch.Tensor]):
         super().__init__()
         self._index = {id(parameter): i for i, parameter in enumerate(parameters)}
-        self._fill = fill
-        self._scratch = scratch
 
     def _uses_parameter(self, args, kwargs) -> bool:
         return any(id(value) in self._index for value in _flatten((*args, *kwargs.values())))
@@ -71,9 +70,11 @@ class _Perturbed(TorchFunctionMode):
 class Substituted(_Perturbed):
     """One member: each parameter theta is replaced by theta + scale * u_query, whatever the operation."""
 
-    def __init__(self, parameters, fill, scratch, query: int, scale: float):
-        super().__init__(parameters, fill, scratch)
-        self._query, self._scale = query, scale
+    def __init__(
+        self, parameters: Sequence[torch.Tensor], fill: Fill, scratch: Scratch, query: int, scale: float
+    ):
+        super().__init__(parameters)
+        self._fill, self._scratch, self._query, self._scale = fill, scratch, query, scale
 
     def _answer(self, function, args, kwargs):
         scratch = self._scratch if function in _CONSUMING else Scratch()
@@ -95,16 +96,21 @@ class Substituted(_Perturbed):
         return torch.add(parameter, noise, alpha=self._scale, out=noise).to(parameter.dtype)
 
 
-class Batched(_Perturbed):
-    """Many members on the batch dimension: activations are [members * B, ...], members outermost.
+def _flatten(values) -> list:
+    """The values, and those inside lists and tuples among them."""
+    return [item for v in values for item in (v if isinstance(v, list | tuple) else (v,))]
 
-    ``members`` lists (query, scale) pairs; both signs of a query should stand side by side, so that
-    their noise is made once. Raises UnsupportedOperation where a parameter is used in another way.
+
+class Batched(_Perturbed):
+    """Many members on the batch dimension: activations are [M * b, ...], members outermost.
+
+    ``batch_size`` is b, each member's sequences. Raises UnsupportedOperation where a parameter is used in a
+    way that cannot be split by member.
     """
 
-    def __init__(self, parameters, fill, scratch, members: Sequence[tuple[int, float]], batch_size: int):
-        super().__init__(parameters, fill, scratch)
-        self._members, self._batch_size = members, batch_size
+    def __init__(self, parameters: Sequence[torch.Tensor], members: Members, batch_size: int):
+        super().__init__(parameters)
+        self.members, self.batch_size = members, batch_size
 
     def _answer(self, function, args, kwargs):
         handler = _HANDLERS.get(function)
@@ -112,107 +118,59 @@ class Batched(_Perturbed):
             raise UnsupportedOperation(function)
         return handler(self, *args, **kwargs)
 
-    def each(self, parameter: torch.Tensor | None):
-        """Yield the parameter as each member sees it; the tensor is overwritten by the next one."""
-        index = self._index.get(id(parameter))
-        if index is None:
-            for _ in self._members:
-                yield parameter
-            return
-        noise, perturbed = self._scratch.take(parameter, parameter)
-        last_query = None
-        for query, scale in self._members:
-            if query != last_query:
-                self._fill(noise, query, index)
-                last_query = query
-            torch.add(parameter, noise, alpha=scale, out=perturbed)
-            yield perturbed.to(parameter.dtype)
+    def index(self, parameter: torch.Tensor | None) -> int | None:
+        """The parameter's place; None for what is not perturbed."""
+        return self._index.get(id(parameter))
 
-    def stack(self, vector: torch.Tensor | None, ndim: int) -> torch.Tensor | None:
-        """[members, 1, ..., d]: a vector parameter as each member sees it, to broadcast over ndim axes."""
-        if vector is None or id(vector) not in self._index:
-            return vector
-        stacked = torch.stack([member.clone() for member in self.each(vector)])
-        return stacked.view(len(self._members), *(1,) * (ndim - 2), -1)
+    def rows(self, activations: torch.Tensor) -> torch.Tensor:
+        """[M * n, ..., d] -> [M, rows of each, d]."""
+        return activations.reshape(self.members.count, -1, activations.shape[-1])
 
-    def split(self, activations: torch.Tensor) -> torch.Tensor:
-        """[members * n, ...] -> [members, n, ...]."""
-        return activations.reshape(len(self._members), -1, *activations.shape[1:])
+    def vector(self, parameter: torch.Tensor | None) -> torch.Tensor | None:
+        """[M, 1, d]: a vector as each member sees it; as it is where it is not perturbed."""
+        index = self.index(parameter)
+        return parameter if index is None else self.members.vector(parameter, index)[:, None]
+
+    def multiply(self, x: torch.Tensor, weight, bias, out_first: bool) -> torch.Tensor:
+        """Multiply x by each member's weight and add its bias, in x's leading shape."""
+        out = self.members.multiply(
+            self.rows(x), weight, self.index(weight), bias, self.index(bias), out_first
+        )
+        return out.view(*x.shape[:-1], -1)
 
 
-class Scratch:
-    """A flat tensor, made at its full size when first used and then reused.
-
-    ``parameters`` and ``copies`` say that size: so many times the largest, and the largest vector beside it
-    (a weight and its bias are perturbed together). Growing step by step would hold old and new at once.
-    """
-
-    def __init__(self, parameters: Sequence[torch.Tensor] = (), copies: int = 1):
-        vector = max((parameter.numel() for parameter in parameters if parameter.ndim < 2), default=0)
-        largest = max((parameter.numel() for parameter in parameters), default=0)
-        self._capacity = copies * largest + vector
-        self._flat: torch.Tensor | None = None
-
-    def take(self, *likes: torch.Tensor) -> list[torch.Tensor]:
-        """A part for each of ``likes``, of its shape, at least fp32; all valid until the next call."""
-        if not likes:
-            return []
-        dtype = torch.promote_types(likes[0].dtype, torch.float32)
-        sizes = [like.numel() for like in likes]
-        flat = self._flat
-        if flat is None or flat.numel() < sum(sizes) or flat.dtype != dtype or flat.device != likes[0].device:
-            size = max(self._capacity, sum(sizes))
-            self._flat = flat = torch.empty(size, dtype=dtype, device=likes[0].device)
-        parts = flat[: sum(sizes)].split(sizes)
-        return [part.view(like.shape) for part, like in zip(parts, likes, strict=True)]
-
-
-def _flatten(values) -> list:
-    """The values, and those inside lists and tuples among them."""
-    return [item for v in values for item in (v if isinstance(v, list | tuple) else (v,))]
-
-
-def _embedding(mode: Batched, ids, weight, *args, **kwargs):
+def _embedding(mode: Batched, ids, weight, padding_idx=None, max_norm=None, *args, **kwargs):
+    if max_norm is not None:  # renormalises the table in place
+        raise UnsupportedOperation(F.embedding)
+    members = mode.members.count
     shared = ids.shape[0] == 1  # position ids of one row serve every member and every sequence
-    rows = ids.expand(len(mode._members), *ids.shape[1:]) if shared else ids
-    parts = [
-        F.embedding(r, w, *args, **kwargs) for r, w in zip(mode.split(rows), mode.each(weight), strict=True)
-    ]
-    out = torch.cat(parts)
-    return out.repeat_interleave(mode._batch_size, dim=0) if shared else out
+    each = ids.expand(members, *ids.shape[1:]) if shared else ids
+    out = mode.members.look_up(each.reshape(members, -1), weight, mode.index(weight)).view(*each.shape, -1)
+    return out.repeat_interleave(mode.batch_size, dim=0) if shared else out
 
 
 def _linear(mode: Batched, x, weight, bias=None):
-    bias = mode.stack(bias, 3)
-    x = mode.split(x)
-    parts = [F.linear(part, w) for part, w in zip(x, mode.each(weight), strict=True)]
-    out = torch.stack(parts)
-    if bias is not None:
-        out += bias if bias.ndim == 1 else bias.view(len(parts), *(1,) * (out.ndim - 2), -1)
-    return out.flatten(0, 1)
+    return mode.multiply(x, weight, bias, out_first=True)
 
 
 def _addmm(mode: Batched, bias, x, weight, *, beta=1, alpha=1):
     if beta != 1 or alpha != 1:
         raise UnsupportedOperation(torch.addmm)
-    bias = mode.stack(bias, 3)
-    out = torch.stack([part @ w for part, w in zip(mode.split(x), mode.each(weight), strict=True)])
-    return (out + bias).flatten(0, 1)
+    return mode.multiply(x, weight, bias, out_first=False)
 
 
 def _layer_norm(mode: Batched, x, shape, weight=None, bias=None, eps=1e-5):
-    out = mode.split(F.layer_norm(x, shape, eps=eps))
-    weight, bias = mode.stack(weight, out.ndim), mode.stack(bias, out.ndim)
-    out = out * weight if weight is not None else out
-    return (out + bias if bias is not None else out).flatten(0, 1)
+    out = mode.rows(F.layer_norm(x, shape, eps=eps))
+    weight, bias = mode.vector(weight), mode.vector(bias)
+    out = out if weight is None else out * weight
+    return (out if bias is None else out + bias).view(x.shape)
 
 
 def _mul(mode: Batched, left, right):
-    vector, x = (left, right) if id(left) in mode._index else (right, left)
-    if id(x) in mode._index or vector.ndim != 1:
+    vector, x = (left, right) if mode.index(left) is not None else (right, left)
+    if mode.index(x) is not None or vector.ndim != 1:
         raise UnsupportedOperation(torch.mul)
-    x = mode.split(x)
-    return (x * mode.stack(vector, x.ndim)).flatten(0, 1)
+    return (mode.rows(x) * mode.vector(vector)).view(x.shape)
 
 
 _HANDLERS = {

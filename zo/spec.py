@@ -73,10 +73,12 @@ class RunSpec(BaseModel):
     schedule: Literal["constant", "cosine"] = axis("constant", "learning rate after the warm-up", "sched")
     warmup_steps: Integer = axis(0, "steps of linear warm-up", "warm", ge=0)
     epsilon: Number = axis(1e-3, "length of the finite difference", "eps", gt=0)
-    direction_family: Literal["gaussian", "rademacher"] = axis(
+    direction_family: Literal["gaussian", "rademacher", "lowrank"] = axis(
         "gaussian", "distribution of directions", "dir"
     )
+    rank: Integer = axis(1, "of lowrank directions, at every matrix", "rank", ge=1)
     sides: Literal["two", "one"] = axis("two", "central or forward difference", "sides")
+    shard_batch: bool = axis(False, "each direction reads its own 1/q of the batch", "shard")
     bp_interval: Integer | None = axis(None, "Calibrate, Instruct: backprop every n-th step", "bp", ge=1)
     bp_learning_rate: Number | None = axis(
         None, "Calibrate: learning rate of backprop steps; learning_rate if not given", "bplr", gt=0
@@ -233,6 +235,13 @@ def _check_method(spec: RunSpec) -> None:
             )
     if uses(spec.mode, "query_budget_q") and spec.query_budget_q < 1:
         raise UserError(f"query_budget_q: 0 is not allowed for mode {spec.mode}: it must be 1 or more")
+    if spec.shard_batch and spec.batch_size % spec.query_budget_q:
+        raise UserError(
+            f"shard_batch: query_budget_q {spec.query_budget_q} is not allowed: "
+            f"it must divide batch_size {spec.batch_size}"
+        )
+    if spec.rank != 1 and spec.direction_family != "lowrank":
+        raise UserError(f"rank: it belongs to direction_family lowrank, not {spec.direction_family}")
     if spec.momentum and spec.optimizer not in ("sgd", "muon"):
         raise UserError(f"momentum: it belongs to optimizers sgd and muon, not {spec.optimizer}")
     if spec.cautious and spec.optimizer != "mudamw":

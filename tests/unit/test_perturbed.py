@@ -6,12 +6,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from zo.noise import Noise
-from zo.perturbed import Batched, Scratch, Substituted, UnsupportedOperation
+from zo.members import DenseMembers, LowRankMembers
+from zo.noise import Noise, make_noise
+from zo.perturbed import Batched, Substituted, UnsupportedOperation
+from zo.scratch import Scratch
 
 NOISE = Noise("gaussian", 1, 2)
 MEMBERS = [(0, 0.5), (0, -0.5), (3, 0.25)]
 ROWS, WIDTH = 2, 6
+
+
+def dense(members):
+    return DenseMembers(NOISE.fill_, Scratch(), members)
 
 
 @pytest.fixture
@@ -63,7 +69,7 @@ def test_each_member_is_answered_as_with_its_own_dense_weights(theta, operation,
         compute(perturbed(theta, names, query, scale), part)
         for (query, scale), part in zip(MEMBERS, x.chunk(len(MEMBERS)), strict=True)
     ])  # fmt: skip
-    with Batched(parameters, NOISE.fill_, Scratch(), MEMBERS, ROWS):
+    with Batched(parameters, dense(MEMBERS), ROWS):
         together = compute(theta, x)
     torch.testing.assert_close(together, expected, rtol=1e-12, atol=1e-12)
     for (query, scale), part, one in zip(MEMBERS, x.chunk(3), expected.chunk(3), strict=True):
@@ -74,7 +80,7 @@ def test_each_member_is_answered_as_with_its_own_dense_weights(theta, operation,
 @torch.no_grad()
 def test_position_ids_of_one_row_serve_every_member_and_every_sequence(theta):
     ids = torch.arange(5)[None]
-    with Batched([theta.table], NOISE.fill_, Scratch(), MEMBERS, ROWS):
+    with Batched([theta.table], dense(MEMBERS), ROWS):
         together = F.embedding(ids, theta.table)
     expected = [perturbed(theta, ["table"], *member).table[ids].expand(ROWS, 5, WIDTH) for member in MEMBERS]
     torch.testing.assert_close(together, torch.cat(expected), rtol=1e-12, atol=1e-12)
@@ -99,7 +105,7 @@ def test_any_other_use_of_a_parameter_is_noticed_and_still_right_one_member_at_a
     parameters, x = [getattr(theta, name) for name in names], member_input(1).abs()
     with (
         pytest.raises(UnsupportedOperation) as unsupported,
-        Batched(parameters, NOISE.fill_, Scratch(), MEMBERS[:1], ROWS),
+        Batched(parameters, dense(MEMBERS[:1]), ROWS),
     ):
         UNKNOWN[name](theta, x)
     assert unsupported.value.operation == name
@@ -114,7 +120,7 @@ def test_any_other_use_of_a_parameter_is_noticed_and_still_right_one_member_at_a
 def test_what_is_asked_about_a_parameter_without_its_values_is_answered_by_the_parameter(theta):
     parameters = [theta.matrix]
     for mode in (
-        Batched(parameters, NOISE.fill_, Scratch(), MEMBERS, ROWS),
+        Batched(parameters, dense(MEMBERS), ROWS),
         Substituted(parameters, NOISE.fill_, Scratch(), 0, 1.0),
     ):
         with mode:
