@@ -49,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("analyze", _analyze, _analyze_flags, "summarize a folder of CSV logs"),
         ("plot", _plot, _plot_flags, "draw the figures of a folder of CSV logs"),
         ("stats", _stats, _stats_flags, "print the statistics of a folder of CSV logs"),
+        ("bench", _bench, _bench_flags, "time a ZO step against inference, an FO step and MeZO"),
         ("doctor", _doctor, _doctor_flags, "print versions, devices, memory, and what is missing"),
         ("crash", _crash, _crash_flags, "(for the workflow) record a training job that failed"),
     ):
@@ -336,6 +337,58 @@ def _numbers(key: str, text: str) -> list[float]:
         raise UserError(
             f"{key}: {text!r} is not allowed: it must be numbers with commas between them"
         ) from None
+
+
+# --- bench ---------------------------------------------------------------------------------------
+
+
+def _bench_flags(parser) -> None:
+    parser.add_argument("--model-size", default="20M", help="(default 20M)")
+    parser.add_argument("--architecture", default="gpt2", help="gpt2 or llama (default gpt2)")
+    parser.add_argument("--vocab-size", type=int, default=50257, metavar="N", help="(default 50257)")
+    parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="sequences (default 4)")
+    parser.add_argument("--block-size", type=int, default=64, metavar="N", help="tokens of each (default 64)")
+    parser.add_argument("--queries", default="1,4,8,32", metavar="A,B,...", help="(default 1,4,8,32)")
+    parser.add_argument("--dtype", default="fp32", help="of the weights: fp32 or bf16 (default fp32)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default auto)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), metavar="N", help="(default: all)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, metavar="N", help="turns of each contender (default 3)"
+    )
+    parser.add_argument(
+        "--memory-column", action=argparse.BooleanOptionalAction, default=True, help="peak memory"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="save the records")
+
+
+def _whole_number(key: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"{key}: {text!r} is not allowed: it must be a whole number") from None
+
+
+def _bench(options) -> int:
+    from zo.bench import DTYPES, Setting, run_bench
+    from zo.errors import unknown
+    from zo.train import pick_device
+
+    if options.dtype not in DTYPES:
+        raise unknown("dtype", options.dtype, DTYPES)
+    queries = [_whole_number("queries", word) for word in options.queries.split(",")]
+    for key, value in {
+        "queries": min(queries),
+        "rounds": options.rounds,
+        "batch_size": options.batch_size,
+    }.items():
+        if value < 1:
+            raise UserError(f"{key}: {value} is not allowed: it must be 1 or more")
+    shared = ("model_size", "architecture", "vocab_size", "batch_size", "block_size", "dtype", "threads")
+    setting = Setting(
+        **{key: getattr(options, key) for key in shared}, device=str(pick_device(options.device))
+    )
+    run_bench(setting, sorted({1, *queries}), options.rounds, options.memory_column, options.out)
+    return 0
 
 
 # --- doctor, crash -------------------------------------------------------------------------------

@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 
 MOST_IN_FLIGHT = 8
-LOGITS_BYTES = 256 * 2**20
-"""Of all members of a forward pass together: past this a CPU spends its time on page faults."""
+"""Directions, unless the user asks for more."""
+CPU_TOKENS = 2048
+"""Of all members of a forward pass together: from here on a CPU's matrix products gain nothing."""
+CPU_LOGITS_BYTES = 256 * 2**20
+"""Of all members together: past this a CPU spends its time on page faults."""
 
 
 @dataclass(frozen=True)
@@ -18,21 +21,26 @@ class Plan:
 
 
 def decide_plan(
-    kind: str, in_flight: int | None, *, q: int, signs: int, tokens: int, vocab_size: int
+    kind: str, in_flight: int | None, *, q: int, signs: int, tokens: int, vocab_size: int, device: str = "cpu"
 ) -> tuple[Plan, str]:
     """Choose the plan of a run, and say why in words for the log.
 
     ``kind`` and ``in_flight`` are what the user asked for (``auto`` and None: choose); ``tokens`` is those
     of one batch, B x T, whose logits are fp32 [tokens, vocab_size] for each member in flight.
     """
-    fitting = max(1, LOGITS_BYTES // (signs * tokens * vocab_size * 4))
-    chosen = min(q, in_flight or min(MOST_IN_FLIGHT, fitting))
-    if kind != "auto" or in_flight:
+    limits = {f"at most {MOST_IN_FLIGHT} directions": MOST_IN_FLIGHT}
+    if device == "cpu":
+        member = tokens * vocab_size * 4
+        limits[f"at most {CPU_TOKENS} tokens on a CPU"] = CPU_TOKENS // (signs * tokens)
+        limits[f"at most {CPU_LOGITS_BYTES >> 20} MiB of logits on a CPU"] = CPU_LOGITS_BYTES // (
+            signs * member
+        )
+    reason = min(limits, key=limits.get)
+    chosen = min(q, in_flight or max(1, limits[reason]))
+    if in_flight:
         reason = "asked for"
-    elif chosen < min(q, MOST_IN_FLIGHT):
-        reason = f"q = {q}; more would need over {LOGITS_BYTES >> 20} MiB of logits"
-    else:
-        reason = f"q = {q}; at most {MOST_IN_FLIGHT} in flight"
+    elif chosen == q:
+        reason = "all of them at once"
     if kind == "auto":
         kind = "sequential" if q == 1 and not in_flight else "parallel"
-    return Plan(kind, chosen), reason
+    return Plan(kind, chosen), f"q = {q}: {reason}"

@@ -201,7 +201,7 @@ def build_run(spec: RunSpec, cache_root: Path, device: torch.device) -> tuple[Ru
         weight_decay=spec.weight_decay,
         cautious=spec.cautious,
     )
-    plan, reason = _decide_plan(spec, data.vocab_size)
+    plan, reason = _decide_plan(spec, data.vocab_size, device)
     if METHODS[spec.mode].uses and spec.query_budget_q:
         spec = spec.model_copy(update={"plan": plan.kind, "parallel_batch_size": plan.directions_in_flight})
     total = total_steps(spec, data.steps_per_epoch(spec.batch_size, spec.block_size))
@@ -221,7 +221,7 @@ def build_run(spec: RunSpec, cache_root: Path, device: torch.device) -> tuple[Ru
     return run, facts
 
 
-def _decide_plan(spec: RunSpec, vocab_size: int) -> tuple[Plan, str]:
+def _decide_plan(spec: RunSpec, vocab_size: int, device: torch.device) -> tuple[Plan, str]:
     return decide_plan(
         spec.plan,
         spec.parallel_batch_size,
@@ -229,6 +229,7 @@ def _decide_plan(spec: RunSpec, vocab_size: int) -> tuple[Plan, str]:
         signs=2 if spec.sides == "two" else 1,
         tokens=spec.batch_size * spec.block_size,
         vocab_size=vocab_size,
+        device=device.type,
     )
 
 
