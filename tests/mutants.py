@@ -29,6 +29,10 @@ ORACLE = (*ESTIMATE, "-k", "textbook or compact")
 UNUSUAL = (*ESTIMATE, "-k", "members_cannot_share")
 HALF = (*ESTIMATE, "-k", "half_precision")
 GUIDANCE = ("tests/unit/test_guidance.py",)
+LOWRANK = ("tests/unit/test_lowrank.py",)
+ARCHITECTURES = ("tests/unit/test_architectures.py",)
+MEMBERS = (*ARCHITECTURES, "-k", "members_loss and lowrank and dtype1")
+SHARDS = (*ARCHITECTURES, "-k", "sides_and_shards")
 CHECKPOINT = ("tests/unit/test_checkpoint.py",)
 METHODS = "tests/contract/test_methods.py"
 PATH = (METHODS, "-k", "textbooks_path")
@@ -47,12 +51,12 @@ class Mutant(NamedTuple):
 
 
 IN_PLACE = """\
-        for sign in (1, -1):
-            for index, parameter in enumerate(parameters):
-                noise = directions.fill_(scratch.take(parameter)[0], query, index)
-                parameter.add_(noise.to(parameter.dtype), alpha=sign * scale)
-            if sign == 1:
-                losses.append(objective.losses())
+            for sign in (1, -1):
+                for index, parameter in enumerate(parameters):
+                    noise = directions.fill_(scratch.take(parameter)[0], query, index)
+                    parameter.add_(noise.to(parameter.dtype), alpha=sign * scale)
+                if sign == 1:
+                    losses.append(objective.losses(own[None]))
 """
 TERM_BY_TERM = """\
                 for query, c in enumerate(self.coefficients.tolist()):
@@ -78,33 +82,62 @@ MUTANTS = [
     Mutant("signs of one half", "noise.py", ".mul_(2).sub_(1)", ".sub_(0.5)", NOISE),
     # The perturbed forward pass.
     Mutant("views share the noise buffer", "perturbed.py", "self._scratch if function in _CONSUMING else Scratch()", "self._scratch", UNUSUAL),
-    Mutant("weight and bias share the noise buffer", "perturbed.py", "        parts = flat[: sum(sizes)].split(sizes)\n", "        parts = [flat[:size] for size in sizes]\n", ORACLE),
-    Mutant("all members get the first query's noise", "perturbed.py", "if query != last_query:", "if last_query is None:", ORACLE),
-    Mutant("member order swapped", "perturbed.py", "for query, scale in self._members:", "for query, scale in reversed(self._members):", ORACLE),
-    Mutant("positions interleaved wrongly", "perturbed.py", "out.repeat_interleave(mode._batch_size, dim=0)", "out.repeat(mode._batch_size, 1, 1)", ORACLE),
+    Mutant("weight and bias share the noise buffer", "scratch.py", "        parts = flat[: sum(sizes)].split(sizes)\n", "        parts = [flat[:size] for size in sizes]\n", ORACLE),
+    Mutant("all members get the first query's noise", "members.py", "if query != last_query:", "if last_query is None:", ORACLE),
+    Mutant("member order swapped", "members.py", "for query, scale in self._members:", "for query, scale in reversed(self._members):", ORACLE),
+    Mutant("positions interleaved wrongly", "perturbed.py", "out.repeat_interleave(mode.batch_size, dim=0)", "out.repeat(mode.batch_size, 1, 1)", ORACLE),
     Mutant("tied head perturbed twice", "perturbed.py", "torch.add(parameter, noise, alpha=self._scale, out=noise)", "torch.add(parameter, noise, alpha=self._scale * (2 if parameter.shape[0] > 40 and parameter.ndim == 2 else 1), out=noise)", ORACLE),
     Mutant("tied head not perturbed", "perturbed.py", "        return handler(self, *args, **kwargs)\n", FIRST_USE_ONLY, ORACLE),
     Mutant("unknown operations read the plain weights", "perturbed.py", "if handler is None:\n            raise UnsupportedOperation(function)", "if handler is None:\n            return function(*args, **kwargs)", UNUSUAL),
     Mutant("a view counts as metadata", "perturbed.py", "    torch.Tensor.size,\n", "    torch.Tensor.size,\n    torch.Tensor.t,\n", UNUSUAL),
-    Mutant("sums over noise in half precision", "perturbed.py", "dtype = torch.promote_types(likes[0].dtype, torch.float32)", "dtype = likes[0].dtype", HALF),
-    Mutant("norm's bias not perturbed", "perturbed.py", "mode.stack(weight, out.ndim), mode.stack(bias, out.ndim)", "mode.stack(weight, out.ndim), bias", PERTURBED),
-    Mutant("a dropped bias", "perturbed.py", "return (out + bias).flatten(0, 1)", "return out.flatten(0, 1)", PERTURBED),
+    Mutant("sums over noise in half precision", "scratch.py", "dtype = torch.promote_types(likes[0].dtype, torch.float32)", "dtype = likes[0].dtype", HALF),
+    Mutant("norm's bias not perturbed", "perturbed.py", "weight, bias = mode.vector(weight), mode.vector(bias)", "weight = mode.vector(weight)", PERTURBED),
+    Mutant("a dropped bias", "members.py", "        if biases is None:\n            return out\n", "        if True:\n            return out\n", PERTURBED),
     # The estimate.
-    Mutant("only the last query kept", "estimate.py", "total.add_(self.directions.fill_(noise, query, index), alpha=weight)", "total.copy_(self.directions.fill_(noise, query, index)).mul_(weight)", ORACLE),
-    Mutant("other noise in the update", "estimate.py", "self.directions.fill_(noise, query, index)", "self.directions.fill_(noise, query + 1, index)", ORACLE),
+    Mutant("only the last query kept", "noise.py", "total.add_(self.fill_(scratch, query, parameter), alpha=weight)", "total.copy_(self.fill_(scratch, query, parameter)).mul_(weight)", ORACLE),
+    Mutant("other noise in the update", "noise.py", "self.fill_(scratch, query, parameter)", "self.fill_(scratch, query + 1, parameter)", ORACLE),
     Mutant("no 1/(2 eps)", "estimate.py", "(losses[:, 0] - losses[:, 1]) / (2 * epsilon)", "losses[:, 0] - losses[:, 1]", ORACLE),
     Mutant("1/eps for two sides", "estimate.py", "/ (2 * epsilon)", "/ epsilon", ORACLE),
     Mutant("inverted sign", "estimate.py", "(losses[:, 0] - losses[:, 1])", "(losses[:, 1] - losses[:, 0])", ORACLE),
     Mutant("inverted sign of the compact update", "estimate.py", "parameter.add_(part, alpha=alpha)", "parameter.sub_(part, alpha=alpha)", ORACLE),
-    Mutant("wrong base of one side", "estimate.py", "base = objective.losses().double().cpu()", "base = losses[:1].clone()", ORACLE),
+    Mutant("wrong base of one side", "estimate.py", "base = objective.losses(rows if sharded else None).double().cpu()", "base = losses[:1, 0].clone()", ORACLE),
     Mutant("no mean over q", "estimate.py", "(self.scale / len(self.coefficients))", "self.scale", ORACLE),
     Mutant("loss of the first member alone", "estimate.py", "losses.mean().item()", "losses[0].item()", ORACLE),
-    Mutant("perturbed in place", "estimate.py", "        with Substituted(parameters, directions.fill_, scratch, query, scale):\n            losses.append(objective.losses())\n", IN_PLACE, (*ESTIMATE, "-k", "bit_for_bit")),
+    Mutant("perturbed in place", "estimate.py", "            with Substituted(parameters, directions.fill_, scratch, query, scale):\n                losses.append(objective.losses(own[None]))\n", IN_PLACE, (*ESTIMATE, "-k", "bit_for_bit")),
     Mutant("half-precision update term by term", "estimate.py", "                parameter.copy_(parameter + part.mul_(alpha))\n", TERM_BY_TERM, HALF),
     Mutant("labels not shifted by the entry", "estimate.py", "labels[:, 1:].to(device)", "labels.to(device)", (*ESTIMATE, "-k", "shifts_the_labels")),
     Mutant("no seed is always seed 0", "estimate.py", "seed = torch.randint(2**62, ()).item()", "seed = 0", (*ESTIMATE, "-k", "without_a_seed")),
     Mutant("accumulated gradient not averaged", "estimate.py", "value * (scale / accumulation)", "value * scale", (*ESTIMATE, "-k", "backprop")),
     Mutant("noise of another norm in Random", "estimate.py", "self.norm(parameters) / noise.norm(parameters)", "1.0", (METHODS, "-k", "random_takes")),
+    # Low-rank directions.
+    Mutant("low-rank that is made dense in the parallel plan", "estimate.py", "            members = LowRankMembers(directions, scratch, queries, scales, rows.device)\n", "            pairs = [(query, scale) for query in queries for scale in scales]\n            members = DenseMembers(directions.fill_, scratch, pairs)\n", (*LOWRANK, "-k", "never_make")),
+    Mutant("low-rank that is made dense in the update", "estimate.py", "        if not self.factored(parameter):\n", "        if True:\n", (*LOWRANK, "-k", "never_make")),
+    Mutant("the update's scratch holds a dense matrix", "estimate.py", "_scratch=Scratch(dense, copies=2)", "_scratch=Scratch(parameters, copies=2)", (*LOWRANK, "-k", "never_make")),
+    Mutant("a full-rank Gaussian under low-rank's name", "noise.py", "return torch.mm(u, v.T, out=out)", "return super().fill_(out, query, parameter)", (*LOWRANK, "-k", "exactly_its_rank")),
+    Mutant("u and v swapped", "members.py", "outer, inner = (u, v) if out_first else (v, u)", "outer, inner = (u, v) if not out_first or u.shape != v.shape else (v, u)", MEMBERS),
+    Mutant("u and v swapped in addmm", "members.py", "outer, inner = (u, v) if out_first else (v, u)", "outer, inner = (u, v) if out_first or u.shape == v.shape else (u, v)", MEMBERS),
+    Mutant("u and v from swapped places", "noise.py", "u, v = part.split([shape[0] * self.rank, shape[1] * self.rank], dim=1)", "v, u = part.split([shape[1] * self.rank, shape[0] * self.rank], dim=1)", (*LOWRANK, "-k", "when_this_was_written")),
+    Mutant("no 1/sqrt(r)", "noise.py", "(u / self.rank**0.5 if self.rank > 1 else u)", "u", (*LOWRANK, "-k", "second_moment")),
+    Mutant("1/r for 1/sqrt(r)", "noise.py", "u / self.rank**0.5", "u / self.rank", ("tests/unit/test_laws.py", "-k", "one_matrix")),
+    Mutant("one row of factors for all queries", "noise.py", "generator=_generator(device, mix(self._key, query))", "generator=_generator(device, mix(self._key, 0))", LOWRANK),
+    Mutant("the rows kept are taken for any queries", "noise.py", "if self._rows[0] != queries or", "if not self._rows[0] or", LOWRANK),
+    Mutant("weights of the update not applied to factors", "noise.py", "u = u * torch.tensor(weights, dtype=torch.float64).to(u)[:, None, None]", "u = u / len(weights)", LOWRANK),
+    Mutant("weights of the update in fp32", "noise.py", "u = u * torch.tensor(weights, dtype=torch.float64)", "u = u * torch.tensor(weights)", (*LOWRANK, "-k", "dense_sum")),
+    Mutant("eps in fp32", "members.py", "scales = torch.tensor(scales, device=device, dtype=torch.float64)", "scales = torch.tensor(scales, device=device)", (*ARCHITECTURES, "-k", "part_of_the_parameters")),
+    Mutant("the update's norm without its cross terms", "estimate.py", "torch.sum((a.T @ a).double() * (b.T @ b).double()).item()", "torch.sum((a * a).sum(0).double() * (b * b).sum(0).double()).item()", (*LOWRANK, "-k", "dense_sum")),
+    Mutant("sign of the second member dropped", "members.py", "left = (left.to(wide) * self._scales.to(wide)).to(out.dtype)", "left = (left.to(wide) * self._scales.abs().to(wide)).to(out.dtype)", MEMBERS),
+    Mutant("signs outermost", "members.py", "scales.repeat(len(queries))[:, None, None]", "scales.repeat_interleave(len(queries))[:, None, None]", MEMBERS),
+    Mutant("bias perturbation dropped", "members.py", "            bias = self.vector(bias, bias_index)[:, None]\n", "            pass\n", MEMBERS),
+    Mutant("a frozen weight's own part left out with its bias", "members.py", "bias is None else bias.to(dtype)", "True else bias.to(dtype)", (*ARCHITECTURES, "-k", "part_of_the_parameters")),
+    Mutant("output buffer reused within one pass", "members.py", "first = id(weight) not in self._seen ", "first = True ", (*ARCHITECTURES, "-k", "kept_from_pass")),
+    Mutant("embedding's own part from the first direction", "members.py", "u[each, ids.reshape(len(u), -1)]", "u[0 * each, ids.reshape(len(u), -1)]", MEMBERS),
+    Mutant("shard rows mixed up", "estimate.py", "return rows.view(q, -1)", "return rows.view(-1, q).t()", SHARDS),
+    Mutant("shard rows repeated for signs the other way", "estimate.py", "rows[queries].repeat_interleave(len(scales), dim=0)", "rows[queries].repeat(len(scales), 1)", SHARDS),
+    Mutant("a shard's targets are the batch's first", "estimate.py", "targets = self.targets[rows]", "targets = self.targets[: rows.shape[1]].expand(len(rows), -1, -1)", SHARDS),
+    Mutant("one base for all shards", "estimate.py", "objective.losses(rows if sharded else None)", "objective.losses(None)", SHARDS),
+    Mutant("a shard counted as a whole batch", "estimate.py", "losses.numel() // q if sharded else losses.numel()", "losses.numel()", LEDGER),
+    Mutant("a shard's cost not foreseen", "methods.py", "        if spec.shard_batch:  # each direction reads its own 1/q of the batch\n            return 2\n", "", LEDGER),
+    Mutant("rank not passed on", "methods.py", "state.parameters, spec.rank)", "state.parameters)", (*PATH[:2], "textbooks_path and rank")),
     # Directions around a gradient.
     Mutant("no 1/c^2", "guidance.py", "self.scale = 1 / cosine_target**2", "self.scale = 1.0", GUIDANCE),
     Mutant("noise not orthogonal to the gradient", "guidance.py", "(c - b * along) / norm", "c / norm", GUIDANCE),
@@ -113,12 +146,12 @@ MUTANTS = [
     Mutant("backprop one step late", "methods.py", "if state.step % state.spec.bp_interval:\n            return super().step(state, batch, guide)\n        loss,", "if (state.step - 1) % state.spec.bp_interval:\n            return super().step(state, batch, guide)\n        loss,", (METHODS, "-k", "on_the_interval")),
     Mutant("Random descends along the estimate", "methods.py", "return estimate.replaced_by_noise(state.parameters)", "return estimate", (METHODS, "-k", "random_takes")),
     Mutant("blend is a sum", "methods.py", "(ours + exact) / 2", "ours + exact", (*PATH[:2], "textbooks_path and blend")),
-    Mutant("the same directions every step", "methods.py", "state.spec.seed, state.step)", "state.spec.seed, 0)", PATH),
+    Mutant("the same directions every step", "methods.py", "spec.seed, state.step, state.parameters", "spec.seed, 0, state.parameters", PATH),
     Mutant("learning rate not passed on", "methods.py", "set_learning_rate(state.optimizers, state.learning_rate)", "pass", (*PATH[:2], "textbooks_path and bp_learning_rate")),
     Mutant("the guide's data ignored", "methods.py", "_, gradient, passes = backpropagate(state.objective, guide, state.parameters)", "_, gradient, passes = backpropagate(state.objective, batch, state.parameters)", (METHODS, "-k", "other_corpus")),
     Mutant("backprop's forward pass not counted", "methods.py", "forward_passes=estimate.forward_passes + backward", "forward_passes=estimate.forward_passes", LEDGER),
     Mutant("base loss not foreseen", "methods.py", 'if spec.sides == "two" else spec.query_budget_q + 1', 'if spec.sides == "two" else spec.query_budget_q', LEDGER),
-    Mutant("ledger off by one", "estimate.py", "losses.mean().item(), losses.numel(), scale", "losses.mean().item(), losses.numel() - 1, scale", LEDGER),
+    Mutant("ledger off by one", "estimate.py", "losses.mean().item(), cost, ", "losses.mean().item(), cost - 1, ", LEDGER),
     Mutant("tokens evaluated once a step", "ledger.py", "+= report.forward_passes * batch_tokens", "+= batch_tokens", LEDGER),
     # The run.
     Mutant("labels not shifted in the trainer", "train.py", "blocks[:, 1:], PRECISIONS", "blocks[:, :-1], PRECISIONS", PATH),

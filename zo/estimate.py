@@ -106,11 +106,16 @@ class Estimate:
 
     def _factors(self, parameter: torch.Tensor, index: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         """A and B with g_hat = A B^T, where that is less than the matrix and no half precision loses it."""
-        if not isinstance(self.directions, LowRankNoise) or parameter.dtype != _at_least_fp32(parameter):
-            return None
-        if parameter.ndim != 2 or len(self.coefficients) * self.directions.rank * 2 > min(parameter.shape):
+        if not self.factored(parameter):
             return None
         return self.directions.weighted_factors(self.weights(), index, parameter)
+
+    def factored(self, parameter: torch.Tensor) -> bool:
+        """Whether the update at it is one product of factors, with no dense gradient."""
+        if not isinstance(self.directions, LowRankNoise) or parameter.dtype != _at_least_fp32(parameter):
+            return False
+        columns = len(self.coefficients) * self.directions.rank
+        return parameter.ndim == 2 and 2 * columns <= min(parameter.shape)
 
     def norm(self, parameters: Sequence[torch.Tensor]) -> float:
         """|g_hat| over all parameters."""
@@ -159,8 +164,9 @@ def estimate_gradient(
         coefficients = (losses[:, 0] - base) / epsilon
         losses = torch.cat([base, losses[:, 0]])
     cost = losses.numel() // q if sharded else losses.numel()  # a shard is 1/q of a forward pass
-    scratch = Scratch(parameters, copies=2)
-    return Estimate(directions, coefficients, losses.mean().item(), cost, directions.scale, scratch)
+    estimate = Estimate(directions, coefficients, losses.mean().item(), cost, directions.scale)
+    dense = [parameter for parameter in parameters if not estimate.factored(parameter)]
+    return replace(estimate, _scratch=Scratch(dense, copies=2))
 
 
 def _rows_of_queries(objective: Objective, q: int, sharded: bool) -> torch.Tensor:

@@ -92,11 +92,13 @@ class LowRankMembers:
         self._noise, self._scratch, self._seen = noise, scratch, set()
         self._signs, self.count = len(scales), len(queries) * len(scales)
         self._rows = noise.rows(queries, device)
-        self._scales = torch.tensor(scales, device=device).repeat(len(queries))[:, None, None]  # [M, 1, 1]
+        scales = torch.tensor(scales, device=device, dtype=torch.float64)
+        self._scales = scales.repeat(len(queries))[:, None, None]  # [M, 1, 1]
 
     def vector(self, parameter, index):
         z = self._noise.vector(self._rows, index).repeat_interleave(self._signs, dim=0)
-        return (parameter + z * self._scales[:, 0]).to(parameter.dtype)
+        wide = torch.promote_types(parameter.dtype, z.dtype)
+        return (parameter + z.to(wide) * self._scales[:, 0].to(wide)).to(parameter.dtype)
 
     def look_up(self, ids, table, index):
         u, v = self._noise.factors(self._rows, index)
@@ -146,7 +148,9 @@ class LowRankMembers:
         ``left`` [M, n, r], ``right`` [K, d, r]; ``start`` broadcasts, None is 0; ``out`` None is ``start``.
         """
         out = start if out is None else out
-        left = (left * self._scales).to(out.dtype)
+        wide = torch.promote_types(left.dtype, out.dtype)
+        wide = torch.promote_types(wide, torch.float32)
+        left = (left.to(wide) * self._scales.to(wide)).to(out.dtype)
         right = right.to(out.dtype)
         if left.shape[-1] == 1:
             row = right[..., 0].repeat_interleave(self._signs, dim=0)[:, None]  # [M, 1, d]

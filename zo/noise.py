@@ -123,7 +123,7 @@ class LowRankNoise(Noise):
         if factors is None:
             rows = self.rows(range(len(weights)), total.device)
             z = self.vector(rows, parameter).to(total.dtype)
-            return total.copy_(torch.tensordot(torch.tensor(weights).to(z), z, dims=1))
+            return total.copy_(torch.tensordot(torch.tensor(weights, dtype=torch.float64).to(z), z, dims=1))
         return torch.mm(factors[0], factors[1].T, out=total)
 
     def weighted_factors(
@@ -134,7 +134,7 @@ class LowRankNoise(Noise):
         if factors is None:
             return None
         u, v = (factor.to(torch.promote_types(like.dtype, torch.float32)) for factor in factors)
-        u = u * torch.tensor(weights).to(u)[:, None, None]
+        u = u * torch.tensor(weights, dtype=torch.float64).to(u)[:, None, None]
         return u.permute(1, 0, 2).flatten(1), v.permute(1, 0, 2).flatten(1)
 
 

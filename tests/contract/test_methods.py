@@ -16,8 +16,9 @@ import reference
 import torch
 from safetensors.torch import load_file
 
+from zo.errors import UserError
 from zo.methods import METHODS
-from zo.noise import Noise
+from zo.noise import make_noise
 from zo.optimizers import OPTIMIZERS
 from zo.record import RunFiles
 from zo.spec import RunSpec, dataset_spec, guide_dataset_spec
@@ -30,6 +31,13 @@ OWN = {"FO": {}, "Frozen": {}, "Calibrate": {"bp_interval": INTERVAL}, "Instruct
 RULES = {name: {"optimizer": name} for name in OPTIMIZERS} | {"momentum": {"momentum": 0.9}}
 RULES["adamw"]["weight_decay"] = 0.1  # without it, it is adam
 PAIRS = [(mode, rule) for mode in METHODS for rule in RULES if mode != "Frozen" or rule == "sgd"]
+FAMILIES = {
+    "rank1": {"direction_family": "lowrank"},
+    "rank2": {"direction_family": "lowrank", "rank": 2, "momentum": 0.9},
+    "shards": {"direction_family": "lowrank", "shard_batch": True},
+}
+PAIRS += [(mode, rule) for mode in ("ZO", "Random", "Calibrate", "Instruct") for rule in FAMILIES]
+RULES |= FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +175,13 @@ VARIANTS = [
     ("ZO", {"sides": "one"}),
     ("ZO", {"direction_family": "rademacher"}),
     ("ZO", {"scope": "reduced"}),
+    ("ZO", {"direction_family": "lowrank", "query_budget_q": 3}),
+    ("ZO", {"direction_family": "lowrank", "rank": 2, "sides": "one", "plan": "sequential"}),
+    ("ZO", {"direction_family": "lowrank", "rank": 2, "scope": "reduced", "parallel_batch_size": 1}),
+    ("ZO", {"shard_batch": True}),
+    ("ZO", {"shard_batch": True, "direction_family": "lowrank", "sides": "one"}),
+    ("Random", {"direction_family": "lowrank", "rank": 2}),
+    ("Instruct", {"direction_family": "lowrank", "query_budget_q": 3}),
     ("ZO", {"schedule": "cosine", "warmup_steps": 2, "query_budget_q": 3, "parallel_batch_size": 2}),
     ("FO", {"gradient_accumulation": 2}),
     ("Calibrate", {"bp_learning_rate": 5e-2, "sides": "one"}),
@@ -199,11 +214,11 @@ def descend_along(run, mode):
             return g
 
         @torch.no_grad()
-        def loss(values):
+        def loss(values, blocks=blocks):
             clone, _ = reference.write_weights(model, parameters, values)
-            return reference.language_model_loss(clone, inputs, blocks)
+            return reference.language_model_loss(clone, {"input_ids": blocks}, blocks)
 
-        noise = Noise(spec.direction_family, spec.seed, step)
+        noise = make_noise(spec.direction_family, spec.seed, step, theta, spec.rank)
         z = [[noise.fill_(torch.empty_like(p), i, j) for j, p in enumerate(theta)] for i in range(q)]
         if backprop:
             estimate, _, _ = reference.instruct(loss, theta, g, z, c, eps, sides)
@@ -212,7 +227,15 @@ def descend_along(run, mode):
                 if spec.blend_bp_gradient
                 else estimate
             )
-        estimate, _, _ = reference.estimate(loss, theta, z, eps, sides)
+        if spec.shard_batch:  # direction i reads its own share of the sequences
+            parts = []
+            for own, u in zip(blocks.chunk(q), z, strict=True):
+                parts.append(
+                    reference.estimate(functools.partial(loss, blocks=own), theta, [u], eps, sides)[0]
+                )
+            estimate = [sum(part) / q for part in zip(*parts, strict=True)]
+        else:
+            estimate, _, _ = reference.estimate(loss, theta, z, eps, sides)
         if mode != "Random":
             return estimate
         other = [noise.control().fill_(torch.empty_like(p), 0, j) for j, p in enumerate(theta)]
@@ -318,8 +341,9 @@ def test_a_run_leaves_every_global_generator_alone(make_spec, results, global_rn
 def test_the_same_weights_and_batch_always_give_the_same_loss_for_no_dropout_is_on(build, mode, architecture):
     run = build(mode, architecture=architecture)
     objective = run.state.objective(run.batch(run.data, 1))
-    first = objective.losses(2)
-    assert torch.equal(first, objective.losses(2))
+    twice = torch.arange(2).expand(2, -1)
+    first = objective.losses(twice)
+    assert torch.equal(first, objective.losses(twice))
     assert first[0].item() == pytest.approx(first[1].item(), rel=1e-6)
     assert not [
         m for m in run.state.model.modules() if isinstance(m, torch.nn.Dropout) and m.p and m.training
@@ -327,15 +351,19 @@ def test_the_same_weights_and_batch_always_give_the_same_loss_for_no_dropout_is_
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("mode", ["FO", "ZO", "Instruct"])
-def test_weights_stay_fp32_in_half_precision_so_that_no_small_update_is_lost(build, mode, precision):
+@pytest.mark.parametrize(
+    ("mode", "settings"), [("FO", {}), ("ZO", {}), ("ZO", FAMILIES["rank1"]), ("Instruct", {})]
+)
+def test_weights_stay_fp32_in_half_precision_so_that_no_small_update_is_lost(
+    build, mode, settings, precision
+):
     """An update of about a millionth of the weights is far below half precision's resolution."""
     run = build(
         mode,
         precision=precision,
         learning_rate=1e-9,
         epsilon=1e-2,
-        **OWN.get(mode, {}) and {"bp_interval": 1},
+        **settings | (OWN.get(mode, {}) and {"bp_interval": 1}),
     )
     before = [p.detach().clone() for p in run.state.parameters]
     report = run.take_step()
@@ -407,6 +435,15 @@ LEDGER += [
     ("FO", {"precision": "fp16"}),
     ("Instruct", {"bp_dataset": "guide"}),
     ("Calibrate", {"bp_dataset": "guide"}),
+    *[
+        ("ZO", {"shard_batch": True, "direction_family": family, "sides": sides, "plan": plan})
+        for family in ("gaussian", "lowrank")
+        for sides in ("two", "one")
+        for plan in ("sequential", "parallel")
+    ],
+    ("ZO", {"shard_batch": True, "query_budget_q": 1, "direction_family": "lowrank"}),
+    ("Calibrate", {"shard_batch": True}),
+    ("Instruct", {"shard_batch": True, "parallel_batch_size": 1}),
 ]
 
 
@@ -517,7 +554,16 @@ def test_a_run_killed_without_warning_resumes_to_the_same_bytes(make_spec, resul
     assert everything(RunFiles(folder, spec.name)) == uninterrupted(spec)
 
 
-@pytest.mark.parametrize("settings", [{"query_budget_q": 5, "parallel_batch_size": 2}, {"sides": "one"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"query_budget_q": 5, "parallel_batch_size": 2},
+        {"sides": "one"},
+        {"direction_family": "lowrank", "query_budget_q": 5, "parallel_batch_size": 2},
+        {"direction_family": "lowrank", "rank": 2, "plan": "sequential"},
+        {"direction_family": "lowrank", "rank": 2, "shard_batch": True, "optimizer": "adam"},
+    ],
+)
 def test_two_runs_of_one_spec_are_the_same_bytes(make_spec, results, settings):
     spec = make_spec("ZO", **settings)
     folders = results(), results()
@@ -525,6 +571,38 @@ def test_two_runs_of_one_spec_are_the_same_bytes(make_spec, results, settings):
         train(spec, folder)
     one, two = (everything(RunFiles(folder, spec.name)) for folder in folders)
     assert one == two
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"direction_family": "lowrank"},
+        {"direction_family": "lowrank", "rank": 2},
+        {"direction_family": "lowrank", "sides": "one"},
+        {"direction_family": "lowrank", "rank": 2, "shard_batch": True, "batch_size": 5},
+    ],
+)
+def test_runs_of_every_plan_and_chunk_end_at_the_same_weights_to_rounding(build, settings):
+    ends = []
+    for plan in (
+        {"plan": "sequential"},
+        *({"plan": "parallel", "parallel_batch_size": n} for n in (1, 2, 5)),
+    ):
+        run = build("ZO", query_budget_q=5, **settings, **plan)
+        run.state.model.double()
+        start = [p.detach().clone() for p in run.state.parameters]
+        for _ in range(3):
+            run.take_step()
+        ends.append([p.detach() - b for p, b in zip(run.state.parameters, start, strict=True)])
+    for other in ends[1:]:
+        difference = [a - b for a, b in zip(ends[0], other, strict=True)]
+        assert reference.norm(difference) < 1e-8 * reference.norm(ends[0])
+
+
+def test_a_sharded_step_whose_batch_does_not_divide_is_refused_when_the_run_is_made(make_spec):
+    with pytest.raises(UserError, match="shard_batch: query_budget_q 3 is not allowed"):
+        make_spec("ZO", shard_batch=True, query_budget_q=3)
 
 
 def test_another_seed_is_another_run(make_spec, uninterrupted):
@@ -561,7 +639,7 @@ def test_the_plan_that_auto_chose_is_kept_when_a_run_resumes(
 ):
     spec, folder = make_spec("ZO", query_budget_q=5), results()
     files = crash_in_step_6(spec, folder)
-    monkeypatch.setattr("zo.plan.LOGITS_BYTES", 1)  # auto would now choose one direction in flight
+    monkeypatch.setattr("zo.plan.CPU_LOGITS_BYTES", 1)  # auto would now choose one direction in flight
     before = json.loads((files.folder / "spec.json").read_text())
     assert before["plan"] == "parallel"
     assert train(spec, folder).status == "done"

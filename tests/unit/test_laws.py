@@ -18,10 +18,11 @@ from scipy import stats
 from zo.estimate import Objective, estimate_gradient
 from zo.guidance import GuidedDirections
 from zo.models import build_model
-from zo.noise import FAMILIES, Noise
+from zo.noise import Noise, make_noise
 from zo.plan import Plan
 
 N, Z = 1000, 4.0
+FAMILIES = ["gaussian", "rademacher", "lowrank1", "lowrank2"]  # and the rank
 SIZES = {6: (2, 2), 60: (5, 11)}  # d: rows and columns of W; d = rows * (columns + 1)
 QUERIES = [1, 2, 5]
 COSINES = [0.2, 0.9, 1.0]
@@ -32,6 +33,12 @@ def assert_mean(samples, law):
     samples = np.asarray(samples)
     error = samples.std(ddof=1) / math.sqrt(len(samples))
     assert abs(samples.mean() - law) < Z * error + 1e-9 * abs(law), (samples.mean(), law, error)
+
+
+def make(family, seed, step, parameters):
+    """Directions of a family; a digit at the name's end is the rank."""
+    rank = int(family[-1]) if family[-1].isdigit() else 1
+    return make_noise(family.rstrip("0123456789"), seed, step, parameters, rank)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +52,7 @@ def sampled():
             parameters, objective = [model.weight, model.bias], model.objective()
             rows = []
             for step in range(N):
-                directions = Noise(family, seed=d, step=step)
+                directions = make(family, d, step, parameters)
                 if c is not None:
                     directions = GuidedDirections(directions, model.gradient, c, q)
                 plan = Plan("sequential") if step % 2 else Plan("parallel", 3)
@@ -82,6 +89,38 @@ def test_the_estimate_is_unbiased(make_linear, sampled, d, q, family):
 def test_the_second_moment_is_d_plus_q_plus_or_minus_1_over_q(make_linear, sampled, d, q, family, extra):
     estimates, gradient = sampled(make_linear, d, q, family)
     assert_mean((estimates**2).sum(1) / (gradient @ gradient), (d + q + extra) / q)
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize("q", QUERIES)
+@pytest.mark.parametrize("d", SIZES)
+def test_the_second_moment_of_low_rank_estimates_follows_the_law_of_each_parameter(
+    make_linear, sampled, d, q, rank
+):
+    (m, n), (estimates, gradient) = SIZES[d], sampled(make_linear, d, q, f"lowrank{rank}")
+    matrix, vector = (gradient[: m * n] ** 2).sum(), (gradient[m * n :] ** 2).sum()
+    own = m * n + 2 + 2 * (m + n + 1) / rank
+    assert rank > 1 or own == (m + 2) * (n + 2)
+    one = (own + m) * matrix + (m + 2 + m * n) * vector
+    assert_mean((estimates**2).sum(1), (one + (q - 1) * (matrix + vector)) / q)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_second_moment_on_one_matrix_alone_is_the_exact_law(make_linear, rank, dtype):
+    m, n = 5, 11
+    model = make_linear(m, n).to(dtype)
+    object.__setattr__(model, "v", model.v.to(dtype))
+    objective = model.objective()
+    objective.inputs["x"] = objective.inputs["x"].to(dtype)
+    norms = []
+    for step in range(4 * N):
+        plan = Plan("sequential") if step % 2 else Plan("parallel", 1)
+        noise = make_noise("lowrank", 7, step, [model.weight], rank)
+        found = estimate_gradient(objective, [model.weight], noise, q=1, epsilon=0.5, plan=plan)
+        norms.append(reference.norm(found.gradients([model.weight])) ** 2)
+    square = reference.norm(model.gradient[:1]) ** 2
+    assert_mean(np.array(norms) / square, m * n + 2 + 2 * (m + n + 1) / rank)
 
 
 @pytest.mark.parametrize("q", QUERIES)

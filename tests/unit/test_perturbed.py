@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from zo.members import DenseMembers, LowRankMembers
-from zo.noise import Noise, make_noise
+from zo.members import DenseMembers
+from zo.noise import Noise
 from zo.perturbed import Batched, Substituted, UnsupportedOperation
 from zo.scratch import Scratch
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zo.plan import LOGITS_BYTES, MOST_IN_FLIGHT, Plan, decide_plan
+from zo.plan import CPU_LOGITS_BYTES, CPU_TOKENS, MOST_IN_FLIGHT, Plan, decide_plan
 
 
 def decide(kind="auto", in_flight=None, *, q=8, signs=2, tokens=256, vocab_size=512) -> Plan:
@@ -16,12 +16,12 @@ def decide(kind="auto", in_flight=None, *, q=8, signs=2, tokens=256, vocab_size=
 def test_auto_is_sequential_for_one_direction_and_parallel_for_more():
     assert decide(q=1).kind == "sequential"
     assert decide(q=2) == Plan("parallel", 2)
-    assert decide(q=8) == Plan("parallel", 8)
+    assert decide(q=8, tokens=64) == Plan("parallel", 8)
 
 
 def test_auto_keeps_at_most_eight_directions_in_flight_unless_asked():
     assert MOST_IN_FLIGHT == 8
-    assert decide(q=100).directions_in_flight == 8
+    assert decide(q=100, tokens=64).directions_in_flight == 8
     assert decide(q=100, in_flight=50) == Plan("parallel", 50)
 
 
@@ -31,12 +31,15 @@ def test_auto_keeps_at_most_eight_directions_in_flight_unless_asked():
     tokens=st.integers(1, 9999),
     vocab=st.integers(2, 10**5),
 )
-def test_the_logits_in_flight_stay_within_their_bound_and_no_smaller_than_they_must(q, signs, tokens, vocab):
+def test_the_tokens_and_logits_in_flight_on_a_cpu_are_as_many_as_their_bounds_allow(q, signs, tokens, vocab):
     n = decide(q=q, signs=signs, tokens=tokens, vocab_size=vocab).directions_in_flight
     one = signs * tokens * vocab * 4
     assert 1 <= n <= min(q, 8)
-    assert n == 1 or n * one <= LOGITS_BYTES
-    assert n == min(q, 8) or (n + 1) * one > LOGITS_BYTES
+    assert n == 1 or (n * one <= CPU_LOGITS_BYTES and n * signs * tokens <= CPU_TOKENS)
+    more = n + 1
+    assert n == min(q, 8) or more * one > CPU_LOGITS_BYTES or more * signs * tokens > CPU_TOKENS
+    plan, _ = decide_plan("auto", None, q=q, signs=signs, tokens=tokens, vocab_size=vocab, device="cuda")
+    assert plan.directions_in_flight == min(q, 8)
 
 
 @pytest.mark.parametrize("kind", ["auto", "sequential", "parallel"])

@@ -20,7 +20,7 @@ VALUES = {
     "mode": st.sampled_from(list(METHODS)),
     "scope": st.sampled_from(["full", "reduced", "head", "norms", "block0", "block1"]),
     "batch_size": st.integers(1, 99).map(lambda n: 12 * n),  # gradient_accumulation divides it
-    "query_budget_q": st.integers(1, 999),
+    "query_budget_q": st.sampled_from([1, 2, 3, 4, 6, 12]),  # shard_batch splits the batch by it
     "learning_rate": LEARNING_RATES,
     "optimizer": st.sampled_from(["sgd", "adam", "adamw", "muon", "mudamw"]),
     "momentum": st.floats(0, 1, exclude_max=True),
@@ -29,7 +29,9 @@ VALUES = {
     "schedule": st.sampled_from(["constant", "cosine"]),
     "warmup_steps": st.integers(0, 999),
     "epsilon": POSITIVE,
-    "direction_family": st.sampled_from(["gaussian", "rademacher"]),
+    "direction_family": st.sampled_from(["gaussian", "rademacher", "lowrank"]),
+    "rank": st.integers(1, 9),
+    "shard_batch": st.booleans(),
     "sides": st.sampled_from(["one", "two"]),
     "bp_interval": st.integers(1, 999),
     "bp_learning_rate": st.none() | LEARNING_RATES,
@@ -46,9 +48,10 @@ VALUES = {
 
 
 def make(**cell) -> RunSpec:
-    """Make a spec, without the knobs that its optimizer has not."""
+    """Make a spec, without the knobs that its optimizer or its direction family has not."""
     unfit = {"momentum"} if cell["optimizer"] not in ("sgd", "muon") else set()
     unfit |= {"cautious"} if cell["optimizer"] != "mudamw" else set()
+    unfit |= {"rank"} if cell["direction_family"] != "lowrank" else set()
     return RunSpec.make(max_steps=3, **{key: value for key, value in cell.items() if key not in unfit})
 
 
