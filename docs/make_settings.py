@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import zo.study
 from zo.methods import METHODS
 from zo.sizes import ARCHITECTURES, DEFAULT_VOCABULARY, SCOPES, SIZES, model_shape
-from zo.spec import AXES, LENGTHS, NAMED, RunSpec, uses
+from zo.spec import AXES, LENGTHS, RunSpec, uses
 
 PAGE = Path(__file__).with_name("settings.md")
 
@@ -55,8 +55,8 @@ PRESET_HEAD = ["model_size", "architecture", "width", "blocks", "heads", "MLP", 
 
 def render() -> str:
     """Return the page's text."""
-    named = [key for key in AXES if key in NAMED]
-    further = [key for key in AXES if key not in NAMED]
+    named = [key for key in AXES if key in zo.study.PLURAL]
+    further = [key for key in AXES if key not in zo.study.PLURAL]
     common = [key for key in RunSpec.model_fields if key not in AXES]
     parts = [
         HEAD,

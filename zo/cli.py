@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
-from typing import get_args, get_origin
+from typing import Union, get_args, get_origin
 
 from zo.errors import UserError
 
@@ -29,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"{PROGRAM} {options.command}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:  # `zo stats ... | head`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
         return 0
@@ -80,7 +82,7 @@ def _add_setting(parser, key: str, info, required: bool = False) -> None:
 
 
 def _metavar(annotation) -> str:
-    if get_origin(annotation) is UnionType:
+    if get_origin(annotation) in (Union, UnionType):
         annotation = next(kind for kind in get_args(annotation) if kind is not type(None))
     kind = get_args(annotation)[0] if hasattr(annotation, "__metadata__") else annotation
     return {int: "N", float: "X"}.get(kind, "TEXT")
@@ -138,7 +140,8 @@ def _train(options) -> int:
     from zo.train import train
 
     try:
-        train(spec, options.results, device=options.device, threads=options.threads)
+        by_hand = options.job_log  # the workflow decides itself what is out of date
+        train(spec, options.results, device=options.device, threads=options.threads, replace=not by_hand)
     except (UserError, SystemExit):
         raise
     except Exception:
@@ -166,7 +169,7 @@ def _read_spec(options):
     spec = RunSpec.make(**given)
     for flag in ("parallel_q_computation", "parallel_batch_size"):
         if getattr(options, flag) is not None and not spec.query_budget_q:
-            raise UserError(f"--{flag}: mode {spec.mode} makes no queries: drop the flag")
+            raise UserError(f"--{flag} or its --no- form: mode {spec.mode} makes no queries: drop it")
     return spec
 
 
@@ -240,11 +243,14 @@ def _cache_flags(parser) -> None:
     for key in ("dataset", "dataset_revision", "max_samples", "text_column", "tokenizer", "vocab_size"):
         _add_setting(parser, key, RunSpec.model_fields[key])
     parser.add_argument("--spec", metavar="JSON", help="all of the above as JSON (what the workflow gives)")
+    for split in ("train", "validation"):
+        flag = f"--least-{split}-tokens"
+        parser.add_argument(flag, type=int, default=0, metavar="N", help="fail if the corpus gives fewer")
     _results_flag(parser)
 
 
 def _cache(options) -> int:
-    from zo.dataset import DatasetSpec, build_cache
+    from zo.dataset import DatasetSpec, build_cache, open_cache
     from zo.files import make_folder
     from zo.spec import RunSpec, dataset_spec
 
@@ -255,7 +261,14 @@ def _cache(options) -> int:
             key: value for key in RunSpec.model_fields if (value := getattr(options, key, None)) is not None
         }
         wanted = dataset_spec(RunSpec.make(mode="FO", max_steps=1, **given))
-    print(build_cache(wanted, make_folder(options.results / "cache")))
+    folder = build_cache(wanted, make_folder(options.results / "cache"))
+    for split, tokens in open_cache(folder).meta["tokens"].items():
+        if tokens < (least := getattr(options, f"least_{split}_tokens")):
+            raise UserError(
+                f"dataset {wanted.dataset!r}: its {split} text has {tokens} tokens, but the longest batch "
+                f"needs {least}: take a smaller block_size, batch_size or validation_block_size"
+            )
+    print(folder)
     return 0
 
 

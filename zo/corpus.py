@@ -98,6 +98,9 @@ DATASETS: dict[str, Corpus] = {
 }
 
 
+CHECKED_BYTES = 8 * 2**20
+
+
 @dataclass(frozen=True)
 class Source:
     """A resolved dataset: what to read, checked as far as it can be without reading it."""
@@ -116,6 +119,15 @@ class Source:
         if self.corpus.embedded:
             return {"package": self.corpus.repo, "version": embedded_version(self.corpus.repo)}
         return {"name": self.name, "revision": self.revision, "text_column": self.text_column}
+
+    def check(self) -> None:
+        """Read a local corpus as far as CHECKED_BYTES: what is wrong with it is said before anything runs."""
+        if self.corpus is None:
+            read = 0
+            for _, document in self.split_documents():
+                read += len(document.text)
+                if read > CHECKED_BYTES:
+                    return
 
     def held_out_rule(self) -> str:
         """Say in words how validation is chosen."""

@@ -188,14 +188,14 @@ def _write_tokens(
     with ExitStack() as stack:
         files = {split: stack.enter_context(open(folder / f"{split}.bin", "wb")) for split in SPLITS}
         parts = {split: _SplitWriter(file, tokenizer) for split, file in files.items()}
-        documents = tqdm(source.split_documents(), source.name, unit=" documents", disable=not progress)
-        stack.enter_context(documents)
-        for split, document in documents:
+        bar = stack.enter_context(tqdm(desc=source.name, unit=" documents", disable=not progress))
+        for split, document in source.split_documents():
             parts[split].add(document)
-            documents.set_postfix(tokens=sum(part.tokens for part in parts.values()), refresh=False)
+            bar.set_postfix(tokens=sum(part.tokens for part in parts.values()), refresh=False)
+            bar.update()
         for part in parts.values():
             part.flush()
-        documents.set_postfix(tokens=sum(part.tokens for part in parts.values()))
+        bar.set_postfix(tokens=sum(part.tokens for part in parts.values()))
     return parts
 
 

@@ -20,8 +20,6 @@ from zo.methods import METHODS
 from zo.sizes import ARCHITECTURES, DEFAULT_VOCABULARY, SIZES, max_positions, validate_scope
 
 LENGTHS = ("max_steps", "epochs", "max_tokens", "max_forwards")
-NAMED = ("mode", "scope", "batch_size", "query_budget_q", "learning_rate")
-"""The axes that every name spells out; the others appear as suffixes."""
 
 
 def _reject_bool(value: Any) -> Any:
@@ -87,7 +85,7 @@ class RunSpec(BaseModel):
     blend_bp_gradient: bool = axis(False, "Instruct: average estimate and gradient", "blend")
     gradient_accumulation: Integer = axis(1, "FO: parts that the batch is split into", "acc", ge=1)
     gradient_checkpointing: bool = axis(False, "recompute activations in backprop to save memory", "gc")
-    seed: Integer = axis(0, "of initial weights, batches and noise", "seed", ge=0, lt=2**63)
+    seed: Integer = axis(0, "of initial weights, batches and noise", "seed", ge=0, lt=2**53)
     model_size: str = axis("100k", f"model preset: {', '.join(SIZES)}", "size")
     architecture: Literal[*ARCHITECTURES] = axis("gpt2", "model family", "arch")
     block_size: Integer = axis(64, "tokens a training sequence", "block", ge=1)
@@ -209,17 +207,9 @@ SUFFIXES: dict[str, str] = {
     if info.json_schema_extra.get("suffix")
 }
 AXES: tuple[str, ...] = tuple(k for k, info in RunSpec.model_fields.items() if info.json_schema_extra["axis"])
-_COMMON_AXES = {
-    "mode",
-    "scope",
-    "batch_size",
-    "learning_rate",
-    "seed",
-    "model_size",
-    "architecture",
-    "block_size",
-}
-_COMMON_AXES.add("precision")
+_CELL_AXES = ("mode", "scope", "batch_size", "learning_rate")
+_COMMON_AXES = (*_CELL_AXES, "seed", "model_size", "architecture", "block_size", "precision")
+"""Axes that every mode reads."""
 
 
 def uses(mode: str, key: str) -> bool:
@@ -343,17 +333,28 @@ def forward_passes(spec: RunSpec, step: int) -> int:
 
 
 def total_steps(spec: RunSpec, steps_per_epoch: int | None = None) -> int:
-    """Length of the run in steps, whichever way the spec gives it; at least 1.
+    """Length of the run in steps, whichever way the spec gives it. Raises UserError where that is none.
 
     ``steps_per_epoch`` is the corpus's, for lengths in epochs.
     """
     if spec.max_steps:
         return spec.max_steps
     if spec.epochs:
-        return max(1, math.floor(spec.epochs * steps_per_epoch))
-    if spec.max_tokens:
-        return max(1, int(spec.max_tokens // (spec.batch_size * spec.block_size)))
-    period = spec.bp_interval or 1  # the cost of a step repeats with this period
+        key, steps = "epochs", math.floor(spec.epochs * steps_per_epoch)
+    elif spec.max_tokens:
+        key, steps = "max_tokens", int(spec.max_tokens // (spec.batch_size * spec.block_size))
+    else:
+        key, steps = "max_forwards", _steps_within(spec)
+    if steps < 1:
+        raise UserError(
+            f"{key}: {getattr(spec, key):g} is not allowed: not one step of {spec.name} fits in it"
+        )
+    return steps
+
+
+def _steps_within(spec: RunSpec) -> int:
+    """Steps whose forward passes stay within ``max_forwards``; their cost repeats with ``bp_interval``."""
+    period = spec.bp_interval or 1
     costs = [forward_passes(spec, step) for step in range(1, period + 1)]
     periods, left = divmod(int(spec.max_forwards), sum(costs))
     steps = periods * period
@@ -361,4 +362,4 @@ def total_steps(spec: RunSpec, steps_per_epoch: int | None = None) -> int:
         if cost > left:
             break
         left, steps = left - cost, steps + 1
-    return max(1, steps)
+    return steps

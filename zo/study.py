@@ -100,7 +100,7 @@ def load_study(config: Mapping[str, Any]) -> Study:
         runs.setdefault(spec.name, spec)
     study = Study(workflow, runs, settings)
     for dataset in study.caches().values():
-        dataset.source()  # a corpus that does not exist is an error before any job
+        dataset.source().check()  # a corpus that can't be read is an error before any job
     return study
 
 

@@ -118,8 +118,12 @@ class Run:
         return checkpoint.state["log_lengths"]
 
 
-def train(spec: RunSpec, results: Path, *, device: str = "auto", threads: int | None = None) -> Outcome:
+def train(
+    spec: RunSpec, results: Path, *, device: str = "auto", threads: int | None = None, replace: bool = True
+) -> Outcome:
     """Run one cell to its end, from its checkpoint if it has one; write all its files.
+
+    ``replace`` False refuses to overwrite a run of the same name that ended with other settings.
 
     A second process for the same run waits until the first is gone. Raises UserError for what the user
     can correct and Interrupted (exit status 128 + signal) after SIGTERM or SIGINT.
@@ -127,6 +131,8 @@ def train(spec: RunSpec, results: Path, *, device: str = "auto", threads: int | 
     files = RunFiles(results, spec.name)
     files.make_folders()
     with hold(files.folder / ".lock"):
+        if not replace:
+            _refuse_other_settings(spec, files)
         torch.set_num_threads(threads or torch.get_num_threads())
         spec, checkpoint = _resume(spec, files)
         run, facts = build_run(spec, results / "cache", pick_device(device))
@@ -136,7 +142,8 @@ def train(spec: RunSpec, results: Path, *, device: str = "auto", threads: int | 
         )
         logs = Logs(files, run.restore(checkpoint) if checkpoint else None)
         log.info("%s: %s", spec.name, f"resumed at step {run.ledger.step}" if checkpoint else "started")
-        log.info("plan: %s, directions in flight %s: %s", *facts["plan"].values())
+        if facts["plan"]:
+            log.info("plan: %s, directions in flight %s: %s", *facts["plan"].values())
         try:
             outcome = _loop(run, logs, files)
         except FloatingPointError as error:
@@ -148,6 +155,19 @@ def train(spec: RunSpec, results: Path, *, device: str = "auto", threads: int | 
             files.keep_final_weights()
         log.info("%s: %s%s", spec.name, outcome.status, f" ({outcome.reason})" if outcome.reason else "")
         return outcome
+
+
+def _refuse_other_settings(spec: RunSpec, files: RunFiles) -> None:
+    """A name does not carry all settings: by hand, another study's finished run must not be lost."""
+    stored, plan = read_json(files.folder / "spec.json"), ("plan", "parallel_batch_size")
+    if not (files.folder / "outcome.json").exists() or not stored:
+        return
+    for key, value in spec.model_dump().items():
+        if key not in plan and stored.get(key) != value:
+            raise UserError(
+                f"{files.folder} holds a run of this name with another {key} "
+                f"({stored.get(key)}, not {value}): choose another --results, or delete it"
+            )
 
 
 def _resume(spec: RunSpec, files: RunFiles) -> tuple[RunSpec, Checkpoint | None]:
@@ -215,7 +235,8 @@ def build_run(spec: RunSpec, cache_root: Path, device: torch.device) -> tuple[Ru
         "parameters": model.num_parameters(),
         "trainable_parameters": sum(p.numel() for p in state.parameters),
         "frozen_weights_sha256": digest({name: p.detach().cpu() for name, p in frozen.items()}),
-        "plan": {"kind": plan.kind, "directions_in_flight": plan.directions_in_flight, "reason": reason},
+        "plan": spec.query_budget_q
+        and {"kind": plan.kind, "directions_in_flight": plan.directions_in_flight, "reason": reason},
         "cache": {"folder": data.folder.name} | read_json(data.folder / "timings.json"),
     }
     return run, facts
@@ -288,6 +309,8 @@ def _loop(run: Run, logs: Logs, files: RunFiles) -> Outcome:
             measured = last or ledger.step % spec.validation_interval == 0
             if measured or ledger.step % spec.log_interval == 0:
                 val_loss = run.validate() if measured else None
+                if val_loss is not None and not math.isfinite(val_loss):
+                    outcome = outcome or Outcome("diverged", f"val_loss {val_loss} at step {ledger.step}")
                 logs.write_row(_row(run, report, val_loss))
                 pace = (time.perf_counter() - started) / (ledger.step - before)
                 _tell(run, report, val_loss, bar, pace)

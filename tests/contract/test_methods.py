@@ -705,3 +705,23 @@ def test_the_two_corpora_of_a_guided_run_share_one_tokenizer(make_spec, shared):
     spec = make_spec("Instruct", bp_dataset=str(shared / "guide.txt"))
     assert dataset_spec(spec).dataset != guide_dataset_spec(spec).dataset
     assert dataset_spec(spec).tokenizer == guide_dataset_spec(spec).tokenizer == "bytes"
+
+
+# -- runs by hand -------------------------------------------------------------------------------------
+
+
+def test_a_run_by_hand_does_not_overwrite_one_of_the_same_name_with_other_settings(make_spec, results):
+    folder = results()
+    assert train(make_spec("FO"), folder).status == "done"
+    before = RunFiles(folder, make_spec("FO").name).csv.read_bytes()
+    with pytest.raises(UserError, match=r"another max_steps \(\d+, not 3\): choose another --results"):
+        train(make_spec("FO", max_steps=3), folder, replace=False)
+    assert RunFiles(folder, make_spec("FO").name).csv.read_bytes() == before
+    assert train(make_spec("FO"), folder, replace=False).status == "done"
+
+
+def test_a_validation_loss_that_is_no_number_makes_a_run_diverged(make_spec, results):
+    spec, folder = make_spec("ZO", learning_rate=1e30, max_steps=1), results()
+    outcome = train(spec, folder)
+    assert outcome.status == "diverged"
+    assert "val_loss" in outcome.reason

@@ -3,10 +3,11 @@
 import matplotlib.image
 import numpy as np
 import pytest
-from made_runs import write_crash, write_run, write_sweep
+from made_runs import write_beside, write_crash, write_run, write_sweep
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from zo.analysis.plots import FIGURES, write_plots
+from zo.analysis.stats import name_method
 from zo.analysis.table import read_logs, summarize_runs
 
 ALWAYS = [
@@ -103,3 +104,26 @@ def test_many_panels_are_cut_and_the_title_says_so(tmp_path):
     logs = read_logs(tmp_path / "csv_logs")
     figure = FIGURES["loss_vs_steps"](logs, summarize_runs(logs))
     assert "first 12 of 14 panels" in figure.get_suptitle()
+
+
+def test_an_axis_that_varies_for_one_method_alone_is_drawn_all_the_same(tmp_path):
+    folder = tmp_path / "csv_logs"
+    for batch_size in (4, 8):
+        write_run(folder, "FO", "full", 0, 1e-2, batch_size=batch_size)
+    write_run(folder, "ZO", "full", 8, 1e-3)
+    assert [path.stem for path in write_plots(folder, tmp_path / "plots")][: len(ALWAYS)] == ALWAYS
+
+
+def test_labels_name_no_setting_that_a_method_does_not_read(tmp_path):
+    folder = tmp_path / "csv_logs"
+    for mode, q, lr in (("FO", 0, 1e-2), ("ZO", 8, 1e-3), ("Frozen", 0, 1e-3)):
+        for epsilon in (1e-3, 1e-2):
+            run = write_run(folder, mode, "full", q, lr, seed=int(epsilon > 1e-3))
+            spec = {"mode": mode, "epsilon": epsilon, "optimizer": "sgd", "log_interval": 5}
+            write_beside(folder, run, "spec.json", spec)
+            write_beside(folder, run, "manifest.json", {"trainable_parameters": int(1 / epsilon)})
+    runs = summarize_runs(read_logs(folder))
+    assert runs.loc[runs["mode"] != "ZO", "optimizer"].isna().tolist().count(True) == 2  # Frozen's
+    assert not {"trainable_parameters"} & set(runs.columns)
+    labels = {name_method(row, runs) for _, row in runs.iterrows() if row["mode"] != "ZO"}
+    assert labels == {"FO", "Frozen"}

@@ -157,7 +157,7 @@ def test_the_machines_flags_reach_the_run(trained, monkeypatch):
     flags = ["--device", "cpu", "--threads", "3", "--gpus", "0", "--results", "out"]
     assert main(["train", "--mode", "ZO", *flags]) == 0
     _, results, keywords = trained.pop()
-    assert (results, keywords) == (Path("out"), {"device": "cpu", "threads": 3})
+    assert (results, keywords) == (Path("out"), {"device": "cpu", "threads": 3, "replace": False})
     assert (os.environ["OMP_NUM_THREADS"], os.environ["CUDA_VISIBLE_DEVICES"]) == ("3", "")
 
 

@@ -190,6 +190,39 @@ def test_every_snakemake_target_resolves_in_a_dry_run(workplace):
         assert all(target in done.stdout for target in targets)
 
 
+def readme_commands(start: str) -> list[str]:
+    return [line for page, line in commands() if page == "README.md" and line.startswith(start)]
+
+
+@pytest.mark.parametrize("line", readme_commands("snakemake"))
+def test_every_snakemake_line_of_the_readme_plans_as_it_stands(workplace, line):
+    words = [word for word in shlex.split(line, comments=True)[1:] if word != "-n"]
+    done = subprocess.run([sys.executable, "-c", SNAKEMAKE, "-n", *words], cwd=workplace, capture_output=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def run_zo(line: str, folder: Path) -> None:
+    words = [sys.executable, *shlex.split(line, comments=True)[1:]]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_readmes_zo_lines_run_in_their_order(tmp_path):
+    """The folder of logs is the one that the hand-made run wrote."""
+    lines = [line for line in readme_commands("python -m zo") if " sweep " not in line]
+    assert len(lines) == 5
+    for line in lines:
+        run_zo(line.replace("results/csv_logs", "results/hand/csv_logs"), tmp_path)
+    assert len(list((tmp_path / "results/hand/plots").glob("*.png"))) >= 5
+
+
+@pytest.mark.slow
+def test_the_readmes_sweep_line_runs(tmp_path):
+    [line] = readme_commands("python -m zo sweep")
+    run_zo(line, tmp_path)
+    assert (tmp_path / "results/sweep/summary.txt").exists()
+
+
 # --- links and names -----------------------------------------------------------------------------
 
 

@@ -39,7 +39,7 @@ VALUES = {
     "blend_bp_gradient": st.booleans(),
     "gradient_accumulation": st.sampled_from([1, 2, 3, 4]),
     "gradient_checkpointing": st.booleans(),
-    "seed": st.integers(0, 2**63 - 1),
+    "seed": st.integers(0, 2**53 - 1),
     "model_size": st.sampled_from(SIZES),
     "architecture": st.sampled_from(ARCHITECTURES),
     "block_size": st.integers(1, 256),
@@ -191,7 +191,7 @@ def test_every_number_may_be_written_as_text_in_any_spelling(key):
     assert getattr(RunSpec.make(**{"mode": mode, "bp_interval": 1} | length | {key: text}), key) == value
 
 
-@given(st.integers(1, 2**62))
+@given(st.integers(1, 2**53 - 1))
 def test_a_whole_number_in_text_loses_no_digit(n):
     assert RunSpec.make(mode="FO", max_steps=1, seed=str(n)).seed == n
 
@@ -247,7 +247,7 @@ def test_a_whole_number_in_text_loses_no_digit(n):
         ({"cautious": "perhaps"}, ["cautious", "'perhaps'", "boolean"]),
         ({"mode": "FO", "gradient_accumulation": 3}, ["gradient_accumulation", "3", "divide batch_size 8"]),
         ({"epsilon": 0}, ["epsilon", "0", "greater than 0"]),
-        ({"seed": 2**63}, ["seed", str(2**63), "less than"]),
+        ({"seed": 2**53}, ["seed", str(2**53), "less than"]),
         ({"dataset": 5}, ["dataset", "5", "string"]),
         ({"dataset": ["kjv", "shakespeare"]}, ["dataset", "'kjv'", "string"]),
         ({"plan": "paralel"}, ["unknown plan 'paralel'", "did you mean 'parallel'?"]),
@@ -290,17 +290,19 @@ def test_max_forwards_is_the_last_step_that_fits_the_budget(mode, q, sides, inte
     def spent(steps):
         return sum(METHODS[mode].forward_passes(spec, step) for step in range(1, steps + 1))
 
+    if spent(1) > budget:
+        assert "max_forwards" in complaint(total_steps, spec)
+        return
     steps = total_steps(spec)
-    assert spent(steps) <= budget or steps == 1
-    assert spent(steps + 1) > budget
+    assert spent(steps) <= budget < spent(steps + 1)
 
 
-def test_epochs_and_tokens_become_whole_steps_and_at_least_one():
+def test_epochs_and_tokens_become_whole_steps_and_none_at_all_is_an_error():
     cell = {"mode": "FO", "block_size": 64, "batch_size": 4}
     assert total_steps(RunSpec.make(epochs=1.5, **cell), steps_per_epoch=7) == 10
-    assert total_steps(RunSpec.make(epochs=0.01, **cell), steps_per_epoch=7) == 1
+    assert "epochs: 0.01" in complaint(total_steps, RunSpec.make(epochs=0.01, **cell), steps_per_epoch=7)
     assert total_steps(RunSpec.make(max_tokens=256 * 3 + 255, **cell)) == 3
-    assert total_steps(RunSpec.make(max_tokens=1, **cell)) == 1
+    assert "max_tokens: 1" in complaint(total_steps, RunSpec.make(max_tokens=1, **cell))
 
 
 def test_json_has_sorted_keys_and_every_setting():

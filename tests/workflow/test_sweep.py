@@ -197,6 +197,36 @@ def test_a_bad_config_value_is_one_line_before_any_job(sweep):
     assert "Traceback" not in refused.stdout
 
 
+def test_a_corpus_that_cannot_be_read_is_one_line_before_any_job(sweep):
+    (sweep.folder / "bad.txt").write_bytes(b"good\n\nbad \xff\n")
+    sweep.write(STUDY | {"dataset": "bad.txt"})
+    refused = sweep.run()
+    sweep.write(STUDY)
+    assert refused.returncode != 0
+    assert "Error in the study: dataset file 'bad.txt': not UTF-8 text (at byte 10)" in refused.stdout
+    assert "rule cache" not in refused.stdout
+
+
+def test_blocks_longer_than_the_corpus_fail_once_and_say_so(sweep):
+    (sweep.folder / "short.txt").write_text("A short text.\n\nOf two parts, and no more.")
+    sweep.write(STUDY | {"dataset": "short.txt"})
+    refused = sweep.run()
+    sweep.write(STUDY)
+    assert refused.returncode != 0
+    assert "text has" in refused.stdout
+    assert "the longest batch needs" in refused.stdout
+    assert "rule train" not in refused.stdout
+
+
+def test_a_results_folder_that_is_a_file_is_one_line(sweep, tmp_path):
+    other = Sweep(tmp_path)
+    (tmp_path / "results").write_text("in the way")
+    refused = other.run()
+    assert refused.returncode != 0
+    assert "Error in the study: results folder results/tiny cannot be made" in refused.stdout
+    assert "Traceback" not in refused.stdout
+
+
 def test_without_a_limit_the_machines_own_gpus_are_the_limit(sweep):
     """Pretended ids; each run must see exactly one of them, and gpu=0 must see none."""
     locks = {"ZO_GPU_LOCKS": str(sweep.folder)}

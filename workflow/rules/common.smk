@@ -3,13 +3,14 @@ import json
 import os
 import sys
 from glob import glob
+from pathlib import Path
 
 sys.path.insert(
     0, workflow.basedir
 )  # this checkout's zo, also when it is not installed
 
 from zo.errors import UserError
-from zo.files import hold_or_exit
+from zo.files import hold_or_exit, make_folder
 from zo.gpus import visible_gpus
 from zo.study import caches_of, load_study
 
@@ -48,6 +49,13 @@ def read_cache(name):
     return CACHES[name].to_json()
 
 
+def least_tokens():
+    """Flags of `zo cache`: fewer tokens than the largest batch needs is one error, not one for each run."""
+    train = max(spec.batch_size * spec.block_size for spec in STUDY.runs.values()) + 1
+    validation = max(spec.validation_block_size for spec in STUDY.runs.values()) + 1
+    return f"--least-train-tokens {train} --least-validation-tokens {validation}"
+
+
 wildcard_constraints:
     run=r"[A-Za-z0-9.+_-]+",
     cache=r"[A-Za-z0-9._-]+",
@@ -66,5 +74,8 @@ if workflow.nodes is None and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", len(visible_gpus()))
 
 
+checked(make_folder, Path(RESULTS))
+
+
 onstart:
-    hold_or_exit(RESULTS)
+    checked(hold_or_exit, RESULTS)

@@ -10,6 +10,7 @@ rule cache:
         "../../envs/zo.yaml"
     params:
         spec=lambda wildcards: read_cache(wildcards.cache),
+        least=least_tokens(),
         results=lambda wildcards: RESULTS,
     shell:
-        "python -m zo cache --spec {params.spec:q} --results {params.results} > {log} 2>&1"
+        "python -m zo cache --spec {params.spec:q} {params.least} --results {params.results} > {log} 2>&1"

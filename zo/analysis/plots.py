@@ -88,7 +88,9 @@ def plot_sensitivity(logs: Logs, runs: pd.DataFrame) -> Figure:
             shown = done["loss"].clip(upper=ceiling)
             ax.plot(done["lr"], shown, label=stats.name_method(line.iloc[0], runs.iloc[:0]), **style)
             for lr, loss in done.loc[done["loss"] > ceiling, ["lr", "loss"]].to_numpy():
-                place = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+                side = -1 if lr == context["lr"].max() else 1  # the legend is right of the last one
+                place = {"xytext": (6 * side, 0), "textcoords": "offset points", "va": "center"}
+                place["ha"] = "right" if side < 0 else "left"
                 text = ax.annotate(f"↑ {loss:.3g}", (lr, ceiling), color=style["color"], fontsize=7, **place)
                 text.set_in_layout(False)
             gone = line.loc[line["diverged"], "lr"]
@@ -111,7 +113,8 @@ def plot_sensitivity(logs: Logs, runs: pd.DataFrame) -> Figure:
 
 def plot_heatmap(logs: Logs, runs: pd.DataFrame) -> Figure:
     """Draw ZO's final loss over learning rate and q, one colour scale for all panels."""
-    grid = _score_grid(runs[runs["mode"] == "ZO"])
+    grid = _score_grid(runs)
+    grid = grid[grid["mode"] == "ZO"]
     low, high = (grid["loss"].min(), _ceiling(runs, grid["loss"])) if len(grid) else (0, 1)
     figure, panels = _make_panels(runs, f"ZO: final {_loss_name(runs)} [nats], {_say_n(runs)}", grid)
     for ax, context in panels:
@@ -122,7 +125,7 @@ def plot_heatmap(logs: Logs, runs: pd.DataFrame) -> Figure:
         scale = {"vmin": low, "vmax": high, "cmap": "viridis_r", "linewidths": 1}
         ax.grid(False)
         ax.set_facecolor("0.93")
-        sns.heatmap(table, ax=ax, cbar_kws={"label": f"{_loss_name(runs)} [nats]"}, **scale)
+        sns.heatmap(table, ax=ax, cbar_kws={"label": f"{_loss_name(runs)} [nats]", "extend": "max"}, **scale)
         _write_cells(ax, table, words, (low + high) / 2)
         ax.set_xticklabels([spell_lr(lr) for lr in table.columns], rotation=0 if table.shape[1] < 7 else 90)
         ax.set_yticklabels(table.index, rotation=0)
@@ -177,6 +180,7 @@ def plot_cosine(logs: Logs, runs: pd.DataFrame) -> Figure | None:
                 label = f"   law: {law:.3g}"
                 ax.axhline(law, color=style["color"], ls=":", lw=2, zorder=1, label=label)
         ax.set(xlabel="training steps", ylabel="cosine with the true gradient")
+        ax.ticklabel_format(axis="y", useOffset=False)
         _add_legend(ax)
     return figure
 

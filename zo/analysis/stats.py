@@ -13,15 +13,10 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from zo.analysis.table import PROBLEM_AXES, list_axes, spell_lr
+from zo.spec import AXES
 
 MODES = ("FO", "ZO", "Calibrate", "Instruct", "Random", "Frozen")
 CONTROLS = ("Random", "Frozen")
-BUDGETS = {
-    "steps": "step",
-    "tokens": "tokens",
-    "forward-pass equivalents": "equivalents",
-    "seconds": "seconds",
-}
 SHORT = {"batch_size": "bs"}  # as run names have it
 EDGE_WARNINGS = {
     "low edge": "best is the lowest learning rate tried: the optimum may lie below",
@@ -80,7 +75,8 @@ def list_context(runs: pd.DataFrame) -> list[str]:
 def list_knobs(runs: pd.DataFrame) -> list[str]:
     """Name the axes that are a method's own beyond mode, q, lr and seed, where they vary."""
     core = (*PROBLEM_AXES, "mode", "q", "lr", "seed")
-    return [axis for axis in list_axes(runs) if axis not in core and runs[axis].nunique() > 1]
+    own = [axis for axis in list_axes(runs) if axis in AXES and axis not in core]
+    return [axis for axis in own if runs[axis].nunique() > 1]
 
 
 def name_context(row, runs: pd.DataFrame) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from zo.analysis import curves, stats
-from zo.analysis.layout import WIDTH, cut, render, section, shorten, spread, wrap_line
+from zo.analysis.layout import render, section, shorten, spread, wrap_line
 from zo.analysis.table import Logs, find_log, list_axes, read_logs, spell_lr, summarize_runs
 from zo.errors import UserError, unknown
 from zo.files import write_aside
@@ -108,7 +108,7 @@ def list_problems(logs: Logs, runs: pd.DataFrame) -> list[str]:
         end = "" if pd.isna(row.log) else f" (log: {row.log})"
         start = f"{row.status} {row.run}: "
         reason = "no reason recorded" if pd.isna(row.reason) else " ".join(str(row.reason).split())
-        lines.append(start + cut(reason, max(40, WIDTH - len(start) - len(end))) + end)
+        lines.append(start + reason + end)
         if row.status == "crashed":
             lines += _read_tail(find_log(logs, row.run))
     return lines
@@ -311,4 +311,4 @@ def _read_tail(log: Path | None) -> list[str]:
         file.seek(max(0, log.stat().st_size - 20_000))
         text = file.read().decode(errors="replace").replace("\r", "\n")
     lines = [line for line in text.split("\n") if line.strip()]
-    return [cut(f"    {line.expandtabs()}", WIDTH) for line in lines[-TAIL_LINES:]] or ["    (empty log)"]
+    return [f"    {line.expandtabs()}" for line in lines[-TAIL_LINES:]] or ["    (empty log)"]

@@ -14,7 +14,9 @@ import numpy as np
 import pandas as pd
 
 from zo.errors import UserError
+from zo.methods import METHODS
 from zo.record import COLUMNS
+from zo.spec import uses
 
 NAN = ("nan", "+nan", "-nan", "none")
 TEXT_COLUMNS = ("timestamp", "mode", "scope", "optimizer")
@@ -23,6 +25,8 @@ LOGGED_AXES = (*CORE_AXES, "block_size", "bp_interval", "epsilon")
 # What is being learned, as against how: these separate comparisons whenever they differ at all.
 PROBLEM_AXES = ("scope", "batch_size", "model_size", "architecture", "dataset", "tokenizer", "vocab_size")
 ALIASES = {"query_budget_q": "q", "query_budget": "q", "learning_rate": "lr"}
+NAMES = {"q": "query_budget_q", "lr": "learning_rate"}
+FACTS = ("trainable_parameters",)  # in `Logs.specs` because a law needs them, but no setting
 COUNTERS = ("tokens", "tokens_evaluated", "forward_passes", "backward_passes")
 NAME = re.compile(r"(?P<mode>[^_]+)_(?P<scope>[^_]+)_bs(?P<batch_size>\d+)_q(?P<q>\d+)_lr(?P<lr>[^_]+)")
 
@@ -165,13 +169,21 @@ def _read_json(path: Path) -> dict:
 def _read_settings(logs: Logs, run: str) -> dict:
     """Collect a run's settings: its log's first row, then its spec, then (without rows) its name."""
     spec = {ALIASES.get(key, key): value for key, value in logs.specs[run].items()}
-    flat = {k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in spec.items() if v is not None}
+    known = {key: value for key, value in spec.items() if value is not None and key not in FACTS}
+    flat = {key: json.dumps(v) if isinstance(v, list | dict) else v for key, v in known.items()}
     named = NAME.match(run)
     found = named.groupdict() if named and logs.frames[run].empty else {}
     for key in {"batch_size", "q", "lr"} & found.keys():
         found[key] = float(found[key]) if re.fullmatch(r"[\d.]+(e[+-]?\d+)?", found[key]) else np.nan
     logged = {name: logs.frames[run][name].iat[0] for name in LOGGED_AXES if not logs.frames[run].empty}
-    return found | flat | {key: value for key, value in logged.items() if not pd.isna(value)}
+    settings = found | flat | {key: value for key, value in logged.items() if not pd.isna(value)}
+    return {key: value for key, value in settings.items() if _applies(settings.get("mode"), key)}
+
+
+def _applies(mode: str | None, key: str) -> bool:
+    """Whether a method reads a setting: a spec holds the defaults of those that it does not."""
+    setting = NAMES.get(key, key)
+    return mode not in METHODS or setting in ("query_budget_q", "learning_rate") or uses(mode, setting)
 
 
 def _find_further_axes(settings: pd.DataFrame) -> list[str]:
