@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep quick test test-slow lint format mutants clean
+.PHONY: help install sweep quick test test-slow lint format bench mutants clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,9 @@ format: install ## rewrite files in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/snakefmt Snakefile workflow
+
+bench: install ## time a ZO step against inference, an FO step and MeZO (minutes)
+	$(BIN)/python -m zo bench
 
 mutants: install ## plant known bugs one by one; every one must turn a test red
 	$(BIN)/python tests/mutants.py
