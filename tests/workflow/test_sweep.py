@@ -83,6 +83,15 @@ def sweep(tmp_path_factory) -> Sweep:
     return sweep
 
 
+@pytest.fixture(scope="module")
+def finished(sweep) -> Sweep:
+    """The same sweep with every run done, whichever tests ran before."""
+    if sweep.outcome(FO)["status"] == "crashed":
+        (sweep.results / "runs" / FO / "spec.json").rmdir()
+        assert sweep.run().returncode == 0
+    return sweep
+
+
 def test_one_crashed_run_costs_only_itself(sweep):
     assert sweep.first.returncode != 0
     assert sweep.outcome(FO)["status"] == "crashed"
@@ -117,58 +126,58 @@ def test_only_the_crashed_run_is_repeated_and_then_nothing(sweep):
     assert "Nothing to be done" in sweep.run().stdout
 
 
-def test_changing_one_learning_rate_reruns_that_run_and_the_aggregates(sweep):
+def test_changing_one_learning_rate_reruns_that_run_and_the_aggregates(finished):
     rates = STUDY["learning_rates"]
-    sweep.write(STUDY | {"learning_rates": rates | {"ZO": ["1e-3", "5e-3"]}})
-    jobs = sweep.planned()
-    sweep.write(STUDY)
+    finished.write(STUDY | {"learning_rates": rates | {"ZO": ["1e-3", "5e-3"]}})
+    jobs = finished.planned()
+    finished.write(STUDY)
     assert runs_of(jobs) == ["ZO_full_bs2_q2_lr5e-03_block16"]
     assert {"summary", "plots", "complete", "all"} < set(jobs)
     assert "cache" not in jobs
 
 
-def test_reordering_keys_and_spelling_numbers_otherwise_reruns_nothing(sweep):
+def test_reordering_keys_and_spelling_numbers_otherwise_reruns_nothing(finished):
     rates = {"Frozen": 0.001, "ZO": [0.001, "0.003"], "FO": 0.1}
-    sweep.write(dict(reversed(STUDY.items())) | {"learning_rates": rates})
-    jobs = sweep.planned()
-    sweep.write(STUDY)
+    finished.write(dict(reversed(STUDY.items())) | {"learning_rates": rates})
+    jobs = finished.planned()
+    finished.write(STUDY)
     assert runs_of(jobs) == []
 
 
-def test_a_second_seed_or_optimizer_runs_only_the_new_cells(sweep):
-    sweep.write(STUDY | {"seed": [0, 1]})
-    seeds = runs_of(sweep.planned())
-    sweep.write(STUDY | {"optimizer": ["sgd", "adamw"]})
-    optimizers = runs_of(sweep.planned())
-    sweep.write(STUDY)
+def test_a_second_seed_or_optimizer_runs_only_the_new_cells(finished):
+    finished.write(STUDY | {"seed": [0, 1]})
+    seeds = runs_of(finished.planned())
+    finished.write(STUDY | {"optimizer": ["sgd", "adamw"]})
+    optimizers = runs_of(finished.planned())
+    finished.write(STUDY)
     assert len(seeds) == 4
     assert all(run.endswith("_seed1_block16") for run in seeds)
     assert len(optimizers) == 3  # Frozen has no optimizer
     assert all("_optadamw_" in run for run in optimizers)
 
 
-def test_a_changed_setting_reruns_every_run(sweep):
-    sweep.write(STUDY | {"max_steps": 6})
-    jobs = runs_of(sweep.planned())
-    sweep.write(STUDY)
+def test_a_changed_setting_reruns_every_run(finished):
+    finished.write(STUDY | {"max_steps": 6})
+    jobs = runs_of(finished.planned())
+    finished.write(STUDY)
     assert len(jobs) == 4
 
 
-def test_a_study_file_is_not_merged_with_config_yaml(sweep):
-    sweep.write({key: value for key, value in STUDY.items() if key != "learning_rates"})
-    refused = sweep.run("-n")
-    sweep.write(STUDY)
+def test_a_study_file_is_not_merged_with_config_yaml(finished):
+    finished.write({key: value for key, value in STUDY.items() if key != "learning_rates"})
+    refused = finished.run("-n")
+    finished.write(STUDY)
     assert refused.returncode != 0
     assert "'learning_rates' is missing" in refused.stdout
 
 
-def test_a_cell_outside_the_grid_runs_and_stays_out_of_the_summary(sweep):
+def test_a_cell_outside_the_grid_runs_and_stays_out_of_the_summary(finished):
     outside = "ZO_reduced_bs2_q3_lr3e-04_block16"
-    ran = sweep.run(f"results/tiny/csv_logs/{outside}.csv")
+    ran = finished.run(f"results/tiny/csv_logs/{outside}.csv")
     assert ran.returncode == 0, ran.stdout
-    assert sweep.outcome(outside)["status"] == "done"
-    assert len((sweep.results / "csv_logs" / f"{outside}.csv").read_text().splitlines()) == 4
-    assert outside not in (sweep.results / "summary.txt").read_text()
+    assert finished.outcome(outside)["status"] == "done"
+    assert len((finished.results / "csv_logs" / f"{outside}.csv").read_text().splitlines()) == 4
+    assert outside not in (finished.results / "summary.txt").read_text()
 
 
 @pytest.mark.parametrize(
@@ -179,8 +188,8 @@ def test_a_cell_outside_the_grid_runs_and_stays_out_of_the_summary(sweep):
         ("nonsense", "does not parse"),
     ],
 )
-def test_a_misspelt_run_is_one_line_that_says_how(sweep, name, words):
-    refused = sweep.run(f"results/tiny/csv_logs/{name}.csv")
+def test_a_misspelt_run_is_one_line_that_says_how(finished, name, words):
+    refused = finished.run(f"results/tiny/csv_logs/{name}.csv")
     assert refused.returncode != 0
     lines = [line for line in refused.stdout.splitlines() if line.startswith("Error")]
     assert len(lines) == 1
@@ -188,37 +197,37 @@ def test_a_misspelt_run_is_one_line_that_says_how(sweep, name, words):
     assert "Traceback" not in refused.stdout
 
 
-def test_a_bad_config_value_is_one_line_before_any_job(sweep):
-    sweep.write(STUDY | {"learning_rates": -1})
-    refused = sweep.run()
-    sweep.write(STUDY)
+def test_a_bad_config_value_is_one_line_before_any_job(finished):
+    finished.write(STUDY | {"learning_rates": -1})
+    refused = finished.run()
+    finished.write(STUDY)
     assert refused.returncode != 0
     assert "Error in the study: learning_rate: -1 is not allowed" in refused.stdout
     assert "Traceback" not in refused.stdout
 
 
-def test_a_corpus_that_cannot_be_read_is_one_line_before_any_job(sweep):
-    (sweep.folder / "bad.txt").write_bytes(b"good\n\nbad \xff\n")
-    sweep.write(STUDY | {"dataset": "bad.txt"})
-    refused = sweep.run()
-    sweep.write(STUDY)
+def test_a_corpus_that_cannot_be_read_is_one_line_before_any_job(finished):
+    (finished.folder / "bad.txt").write_bytes(b"good\n\nbad \xff\n")
+    finished.write(STUDY | {"dataset": "bad.txt"})
+    refused = finished.run()
+    finished.write(STUDY)
     assert refused.returncode != 0
     assert "Error in the study: dataset file 'bad.txt': not UTF-8 text (at byte 10)" in refused.stdout
     assert "rule cache" not in refused.stdout
 
 
-def test_blocks_longer_than_the_corpus_fail_once_and_say_so(sweep):
-    (sweep.folder / "short.txt").write_text("A short text.\n\nOf two parts, and no more.")
-    sweep.write(STUDY | {"dataset": "short.txt"})
-    refused = sweep.run()
-    sweep.write(STUDY)
+def test_blocks_longer_than_the_corpus_fail_once_and_say_so(finished):
+    (finished.folder / "short.txt").write_text("A short text.\n\nOf two parts, and no more.")
+    finished.write(STUDY | {"dataset": "short.txt"})
+    refused = finished.run()
+    finished.write(STUDY)
     assert refused.returncode != 0
     assert "text has" in refused.stdout
     assert "the longest batch needs" in refused.stdout
     assert "rule train" not in refused.stdout
 
 
-def test_a_results_folder_that_is_a_file_is_one_line(sweep, tmp_path):
+def test_a_results_folder_that_is_a_file_is_one_line(finished, tmp_path):
     other = Sweep(tmp_path)
     (tmp_path / "results").write_text("in the way")
     refused = other.run()
@@ -227,28 +236,28 @@ def test_a_results_folder_that_is_a_file_is_one_line(sweep, tmp_path):
     assert "Traceback" not in refused.stdout
 
 
-def test_without_a_limit_the_machines_own_gpus_are_the_limit(sweep):
+def test_without_a_limit_the_machines_own_gpus_are_the_limit(finished):
     """Pretended ids; each run must see exactly one of them, and gpu=0 must see none."""
-    locks = {"ZO_GPU_LOCKS": str(sweep.folder)}
-    sweep.write(STUDY | {"seed": 7})
-    ran = sweep.run(CUDA_VISIBLE_DEVICES="0,1", **locks)
-    cpu = sweep.run("--resources", "gpu=0", "--forcerun", "train", CUDA_VISIBLE_DEVICES="0,1", **locks)
-    sweep.write(STUDY)
+    locks = {"ZO_GPU_LOCKS": str(finished.folder)}
+    finished.write(STUDY | {"seed": 7})
+    ran = finished.run(CUDA_VISIBLE_DEVICES="0,1", **locks)
+    cpu = finished.run("--resources", "gpu=0", "--forcerun", "train", CUDA_VISIBLE_DEVICES="0,1", **locks)
+    finished.write(STUDY)
     assert re.search(r"Provided resources: gpu=\D*2\b", ran.stdout)
     assert cpu.returncode == ran.returncode == 0
-    log = (sweep.results / "job_logs" / "ZO_full_bs2_q2_lr1e-03_seed7_block16.log").read_text()
+    log = (finished.results / "job_logs" / "ZO_full_bs2_q2_lr1e-03_seed7_block16.log").read_text()
     first, second = re.findall(r"GPUs: (\S+)", log)
     assert first in ("0", "1")
     assert second == "none"
 
 
-def test_two_sweeps_in_one_folder_do_not_run_at_once(sweep):
+def test_two_sweeps_in_one_folder_do_not_run_at_once(finished):
     import fcntl
 
-    with open(sweep.results / ".lock", "a+") as file:
+    with open(finished.results / ".lock", "a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        sweep.write(STUDY | {"max_steps": 5})
-        refused = sweep.run()
-        sweep.write(STUDY)
+        finished.write(STUDY | {"max_steps": 5})
+        refused = finished.run()
+        finished.write(STUDY)
     assert refused.returncode != 0
     assert "is working on results/tiny/" in refused.stdout
