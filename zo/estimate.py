@@ -9,6 +9,7 @@ reduced and coefficients taken in fp64 on the host, sums over noise in fp32 or b
 """
 
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -181,11 +182,11 @@ def _rows_of_queries(objective: Objective, q: int, sharded: bool) -> torch.Tenso
 
 def _evaluate(objective, parameters, directions, rows, scales: list[float], plan: Plan) -> torch.Tensor:
     """[q, signs] losses in fp64 on the host: one read from the device for all of them."""
-    if plan.kind == "parallel" and type(objective.model) not in _unsupported:
+    if plan.kind == "parallel" and objective.model not in _unsupported:
         try:
             return _evaluate_batched(objective, parameters, directions, rows, scales, plan)
         except UnsupportedOperation as unsupported:
-            _unsupported.add(type(objective.model))
+            _unsupported.add(objective.model)
             warnings.warn(
                 f"{type(objective.model).__name__} uses a trained parameter in {unsupported.operation!r}, "
                 "which the parallel plan cannot split by direction: using the sequential plan",
@@ -199,7 +200,7 @@ def _evaluate(objective, parameters, directions, rows, scales: list[float], plan
     return torch.cat(losses).double().cpu().view(len(rows), len(scales))
 
 
-_unsupported: set[type] = set()
+_unsupported: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 """Models that were seen to need the sequential plan: warned of once, not tried again."""
 
 
