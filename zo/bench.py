@@ -4,7 +4,6 @@ One process, one model, one batch, one number of threads; the contenders take tu
 of the machine slows all of them, and only ratios of one run are meant to be read.
 """
 
-import gc
 import json
 import os
 import resource
@@ -324,5 +323,4 @@ def print_table(setting: Setting, records: list[Record]) -> None:
 
 
 if __name__ == "__main__":
-    gc.collect()
     print(_measure_memory(json.loads(sys.argv[1])))

@@ -62,8 +62,3 @@ def section(title: str, body: str, format: str) -> str:
 def wrap_line(text: str, hang: str = "") -> list[str]:
     """Break a sentence into lines of WIDTH, but never a word (a path)."""
     return wrap(text, WIDTH, subsequent_indent=hang, break_long_words=False, break_on_hyphens=False)
-
-
-def cut(text: str, width: int) -> str:
-    """Cut a text that is too long, and show that it was."""
-    return text if len(text) <= width else text[: width - 1] + "…"
