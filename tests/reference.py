@@ -140,3 +140,27 @@ def trajectory(theta, gradient_at, update, rates):
     for step, lr in enumerate(rates, start=1):
         path.append(update(path[-1], gradient_at(path[-1], step), memory, step, lr))
     return path
+
+
+# -- random numbers ---------------------------------------------------------------------------------
+
+
+def philox(counter: list[int], key: list[int]) -> list[int]:
+    """Philox4x32-10 (Salmon et al., SC 2011, section 3.3): four 32-bit words of a counter and two of a key."""
+    x, (k0, k1) = list(counter), key
+    for _ in range(10):
+        left, right = 0xD2511F53 * x[0], 0xCD9E8D57 * x[2]
+        x = [right >> 32 ^ x[1] ^ k0, right & 0xFFFFFFFF, left >> 32 ^ x[3] ^ k1, left & 0xFFFFFFFF]
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return x
+
+
+def box_muller(first: int, second: int) -> tuple[float, float]:
+    """Two normals of two 32-bit words, in fp64."""
+    radius = math.sqrt(-2 * math.log(((first >> 1) + 0.5) / 2**31))
+    angle = ((second & 0x3FFFFFFF) / 2**30 - 0.5) * math.pi / 2
+    x, y = math.cos(angle), math.sin(angle)
+    if second & 0x40000000:
+        x, y = y, x
+    sign = -1 if second & 0x80000000 else 1
+    return sign * radius * x, sign * radius * y

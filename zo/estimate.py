@@ -11,13 +11,13 @@ reduced and coefficients taken in fp64 on the host, sums over noise in fp32 or b
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from zo.members import DenseMembers, LowRankMembers
-from zo.noise import Directions, LowRankNoise, Noise
-from zo.perturbed import Batched, Substituted, UnsupportedOperation
+from zo.noise import Directions, LowRankNoise, Noise, at_least_fp32
+from zo.perturbed import Perturbed, UnsupportedOperation
 from zo.plan import Plan
 from zo.scratch import Scratch
 
@@ -51,7 +51,7 @@ class Objective:
         half = self.precision != torch.float32
         with torch.autocast(self.targets.device.type, self.precision, enabled=half):
             logits = self.model(**inputs).logits[:, : self.targets.shape[1]]
-        logits = logits.to(_at_least_fp32(logits))
+        logits = logits.to(at_least_fp32(logits))
         parts = zip(logits.chunk(len(targets)), targets, strict=True)
         return torch.stack([self.loss_fn(part.flatten(0, 1), labels.flatten()) for part, labels in parts])
 
@@ -71,12 +71,12 @@ class Estimate:
     """Mean of the evaluated losses."""
     forward_passes: int
     scale: float = 1.0
-    _scratch: Scratch = field(default_factory=Scratch, repr=False)
 
     def gradient(self, parameter: torch.Tensor, index: int) -> torch.Tensor:
-        """g_hat's part at one parameter, [shape of it], fp32 or better; overwritten by the next call."""
-        noise, total = self._scratch.take(parameter, parameter)
-        return self.directions.sum_(total, self.weights(), index, noise)
+        """g_hat's part at one parameter, [shape of it], fp32 or better."""
+        theta = torch.atleast_1d(parameter)
+        total = torch.empty_like(theta, dtype=at_least_fp32(theta))
+        return self.directions.sum_(total, self.weights(), index).view(parameter.shape)
 
     def weights(self) -> list[float]:
         """Of each direction in g_hat; summed in an order that depends on q alone, whatever the plan."""
@@ -84,43 +84,40 @@ class Estimate:
 
     def gradients(self, parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Dense: one tensor a parameter, for optimizers that need it."""
-        return [self.gradient(parameter, index).clone() for index, parameter in enumerate(parameters)]
+        return [self.gradient(parameter, index) for index, parameter in enumerate(parameters)]
 
     @torch.no_grad()
-    def add_to_(self, parameters: Sequence[torch.Tensor], alpha: float) -> float:
-        """Parameters += alpha * g_hat, one parameter's noise at a time; the norm of g_hat."""
-        squares = 0.0
+    def add_to_(self, parameters: Sequence[torch.Tensor], alpha: float) -> torch.Tensor:
+        """Parameters += alpha * g_hat, a block of noise at a time; the norm of g_hat, [] on their device."""
+        squares, weights = 0.0, self.weights()
         for index, parameter in enumerate(parameters):
-            factors = self._factors(parameter, index)
-            if factors:  # never made dense: one product straight into the parameter
-                a, b = factors
-                squares += torch.sum((a.T @ a).double() * (b.T @ b).double()).item()  # |A B^T|^2
+            if self.factored(parameter):  # never made dense: one product straight into the parameter
+                a, b = self.directions.weighted_factors(weights, index, parameter)
+                squares += _square_of_product(a, b)
                 parameter.addmm_(a, b.T, alpha=alpha)
-                continue
-            part = self.gradient(parameter, index)
-            squares += _square(part)
-            if parameter.dtype == part.dtype:
-                parameter.add_(part, alpha=alpha)
-            else:  # half precision: one rounding, of the sum
-                parameter.copy_(parameter + part.mul_(alpha))
-        return max(squares, 0.0) ** 0.5
-
-    def _factors(self, parameter: torch.Tensor, index: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """A and B with g_hat = A B^T, where that is less than the matrix and no half precision loses it."""
-        if not self.factored(parameter):
-            return None
-        return self.directions.weighted_factors(self.weights(), index, parameter)
+            else:
+                squares += self.directions.add_to_(torch.atleast_1d(parameter), alpha, weights, index)
+        return torch.as_tensor(squares, dtype=torch.float64).clamp(min=0).sqrt()
 
     def factored(self, parameter: torch.Tensor) -> bool:
-        """Whether the update at it is one product of factors, with no dense gradient."""
-        if not isinstance(self.directions, LowRankNoise) or parameter.dtype != _at_least_fp32(parameter):
+        """Whether g_hat at it is one product of factors, smaller than itself: A B^T, with no dense gradient.
+
+        Not in half precision, where the product would be rounded before it is added.
+        """
+        if not isinstance(self.directions, LowRankNoise) or parameter.dtype != at_least_fp32(parameter):
             return False
         columns = len(self.coefficients) * self.directions.rank
         return parameter.ndim == 2 and 2 * columns <= min(parameter.shape)
 
     def norm(self, parameters: Sequence[torch.Tensor]) -> float:
         """|g_hat| over all parameters."""
-        return sum(_square(self.gradient(p, index)) for index, p in enumerate(parameters)) ** 0.5
+        squares, weights = 0.0, self.weights()
+        for index, parameter in enumerate(parameters):
+            if self.factored(parameter):
+                squares += _square_of_product(*self.directions.weighted_factors(weights, index, parameter))
+            else:
+                squares += _square(self.gradient(parameter, index))
+        return float(squares) ** 0.5
 
     def replaced_by_noise(self, parameters: Sequence[torch.Tensor]) -> "Estimate":
         """Independent noise of the same norm (the Random control)."""
@@ -165,9 +162,7 @@ def estimate_gradient(
         coefficients = (losses[:, 0] - base) / epsilon
         losses = torch.cat([base, losses[:, 0]])
     cost = losses.numel() // q if sharded else losses.numel()  # a shard is 1/q of a forward pass
-    estimate = Estimate(directions, coefficients, losses.mean().item(), cost, directions.scale)
-    dense = [parameter for parameter in parameters if not estimate.factored(parameter)]
-    return replace(estimate, _scratch=Scratch(dense, copies=2))
+    return Estimate(directions, coefficients, losses.mean().item(), cost, directions.scale)
 
 
 def _rows_of_queries(objective: Objective, q: int, sharded: bool) -> torch.Tensor:
@@ -183,8 +178,10 @@ def _rows_of_queries(objective: Objective, q: int, sharded: bool) -> torch.Tenso
 def _evaluate(objective, parameters, directions, rows, scales: list[float], plan: Plan) -> torch.Tensor:
     """[q, signs] losses in fp64 on the host: one read from the device for all of them."""
     if plan.kind == "parallel" and objective.model not in _unsupported:
+        chunks = torch.arange(len(rows)).split(plan.directions_in_flight)
+        passes = [(chunk.tolist(), scales) for chunk in chunks]
         try:
-            return _evaluate_batched(objective, parameters, directions, rows, scales, plan)
+            return _losses(objective, parameters, directions, rows, passes).view(len(rows), len(scales))
         except UnsupportedOperation as unsupported:
             _unsupported.add(objective.model)
             warnings.warn(
@@ -192,32 +189,24 @@ def _evaluate(objective, parameters, directions, rows, scales: list[float], plan
                 "which the parallel plan cannot split by direction: using the sequential plan",
                 stacklevel=2,
             )
-    scratch, losses = Scratch(parameters), []
-    for query, own in enumerate(rows):
-        for scale in scales:
-            with Substituted(parameters, directions.fill_, scratch, query, scale):
-                losses.append(objective.losses(own[None]))
-    return torch.cat(losses).double().cpu().view(len(rows), len(scales))
+    passes = [([query], [scale]) for query in range(len(rows)) for scale in scales]
+    return _losses(objective, parameters, directions, rows, passes).view(len(rows), len(scales))
 
 
 _unsupported: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 """Models that were seen to need the sequential plan: warned of once, not tried again."""
 
 
-def _evaluate_batched(objective, parameters, directions, rows, scales: list[float], plan: Plan):
-    """[q, signs]: ``plan.directions_in_flight`` directions with all their signs in each forward pass."""
-    low_rank = isinstance(directions, LowRankNoise)
-    scratch, losses = Scratch(parameters, copies=2), []
-    for queries in torch.arange(len(rows)).split(plan.directions_in_flight):
-        queries = queries.tolist()
-        if low_rank:
-            members = LowRankMembers(directions, scratch, queries, scales, rows.device)
-        else:
-            pairs = [(query, scale) for query in queries for scale in scales]
-            members = DenseMembers(directions.fill_, scratch, pairs)
-        with Batched(parameters, members, rows.shape[1]):
-            losses.append(objective.losses(rows[queries].repeat_interleave(len(scales), dim=0)))
-    return torch.cat(losses).double().cpu().view(len(rows), len(scales))
+def _losses(objective, parameters, directions, rows, passes: list[tuple[list[int], list[float]]]):
+    """The members' losses, in order; a forward pass for each (queries, scales)."""
+    kind = LowRankMembers if isinstance(directions, LowRankNoise) else DenseMembers
+    scratch, losses = Scratch(), []
+    for queries, scales in passes:
+        members = kind(directions, scratch, queries, scales, like=parameters[0])
+        own = rows[queries[0] : queries[-1] + 1].repeat_interleave(len(scales), dim=0)
+        with Perturbed(parameters, members, rows.shape[1]):
+            losses.append(objective.losses(own))
+    return torch.cat(losses).double().cpu()
 
 
 @torch.no_grad()
@@ -241,7 +230,7 @@ def backpropagate(
     for passes, scale in enumerate(  # noqa: B007 - returned below
         (2.0**16, 2.0**12, 2.0**8, 2.0**4, 1.0), start=1
     ):
-        loss, gradients = 0.0, [torch.zeros_like(p, dtype=_at_least_fp32(p)) for p in parameters]
+        loss, gradients = 0.0, [torch.zeros_like(p, dtype=at_least_fp32(p)) for p in parameters]
         for part in batch.chunk(accumulation):
             part_objective = objective(part)
             scale = scale if part_objective.precision == torch.float16 else 1.0
@@ -267,12 +256,13 @@ def cosine(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> float
     return dot / norms if norms else 0.0
 
 
+def _square_of_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """|A B^T|^2 from the factors' Gram matrices."""
+    return torch.sum((a.T @ a).double() * (b.T @ b).double())
+
+
 def _square(tensor: torch.Tensor) -> float:
     return torch.linalg.vector_norm(tensor, dtype=torch.float64).item() ** 2
-
-
-def _at_least_fp32(tensor: torch.Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def zo_gradient_estimator(

@@ -39,10 +39,13 @@ class GuidedDirections(Directions):
         b = (1 - c**2) ** 0.5 / max(squares - along**2, 1e-300) ** 0.5
         return (c - b * along) / norm, b
 
-    def fill_(self, out, query, parameter):
+    def prepare(self, queries, device):
+        self._noise.prepare(queries, device)
+
+    def fill_(self, out, query, parameter, start=0):
         a, b = self._weights[query]
-        self._noise.fill_(out, query, parameter)
-        return out.mul_(b).add_(self._gradient[parameter], alpha=a)
+        self._noise.fill_(out, query, parameter, start)
+        return out.mul_(b).add_(self._gradient[parameter][start : start + len(out)], alpha=a)
 
     def cosines(self) -> list[float]:
         """Measured cosine of each direction with the gradient."""

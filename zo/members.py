@@ -1,38 +1,74 @@
-"""How the members of one batched forward pass see the parameters.
+"""How the members of one forward pass see the parameters.
 
-A member is one direction with one sign. M = K S members (K directions, S signs each, signs innermost)
-share a forward pass; activations come as [M, n, ...], n rows for each member. ``DenseMembers`` makes each
-perturbed matrix in turn. ``LowRankMembers`` never makes one: all members share the product with theta,
-and each direction adds its own rank r,
+A member is one direction with one sign. M = K S members (K directions, S signs each, signs innermost) share a
+forward pass; activations come as [M, n, ...], n rows for each member. ``DenseMembers`` makes each perturbed
+matrix in turn, a block of rows at a time. ``LowRankMembers`` never makes one: all members share the product with
+theta, and each direction adds its own rank r,
 
     x (W + s eps U V^T)^T  =  x W^T  +  s eps (x V) U^T.
 
 Shape legend: M members, K directions, S signs, n rows of a member, r rank.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 
-from zo.noise import LowRankNoise
+from zo.noise import Directions, LowRankNoise, at_least_fp32, row_blocks
 from zo.scratch import Scratch
 
-Fill = Callable[[torch.Tensor, int, int], torch.Tensor]
-"""fill(out, query, parameter): write one direction's part at one parameter into ``out``."""
 
+class Members:
+    """What a perturbed forward pass asks of them. ``index`` is a parameter's place, None if not perturbed.
 
-class Members(Protocol):
-    """What ``Batched`` asks of them. ``index`` is a parameter's place, None where it is not perturbed."""
+    ``like`` is typed and placed as the parameters are.
+    """
 
-    count: int
+    def __init__(
+        self,
+        directions: Directions,
+        scratch: Scratch,
+        queries: Sequence[int],
+        scales: Sequence[float],
+        like: torch.Tensor,
+    ):
+        self._directions, self._scratch, self._seen = directions, scratch, set()
+        self._queries, self._scales = list(queries), list(scales)
+        self.count = len(self._queries) * len(self._scales)
+        directions.prepare(self._queries, like.device)
+
+    def whole(self, parameter: torch.Tensor, index: int) -> torch.Tensor:
+        """A parameter of any shape as the first member sees it."""
+        theta = torch.atleast_1d(parameter)
+        out = torch.empty_like(theta)
+        for rows in row_blocks(theta):
+            part = theta[rows].to(at_least_fp32(theta))
+            part = self._directions.perturb_(
+                part.new_empty(1, *part.shape), part, self._scales[:1], self._queries[0], index, rows.start
+            )
+            out[rows] = part[0]
+        return out.view(parameter.shape)
 
     def vector(self, parameter: torch.Tensor, index: int) -> torch.Tensor:
         """[M, d]: a vector as each member sees it."""
+        theta = parameter.to(at_least_fp32(parameter))
+        outs = theta.new_empty(len(self._queries), len(self._scales), *theta.shape)
+        for out, query in zip(outs, self._queries, strict=True):
+            self._directions.perturb_(out, theta, self._scales, query, index)
+        return outs.flatten(0, 1).to(parameter.dtype)
 
     def look_up(self, ids: torch.Tensor, table: torch.Tensor, index: int) -> torch.Tensor:
         """[M, n, d]: rows of an embedding table [V, d] by ids [M, n]."""
+        out = F.embedding(ids, table)
+        wide = out.to(at_least_fp32(out)).view(len(self._queries), len(self._scales), -1, out.shape[-1])
+        noise = wide.new_empty(wide[0].shape)
+        grouped = ids.reshape(len(self._queries), -1)
+        for members, own, query in zip(wide, grouped, self._queries, strict=True):
+            self._directions.fill_rows_(noise.view(-1, noise.shape[-1]), query, index, own, table)
+            for member, z, scale in zip(members, noise, self._scales, strict=True):
+                member.add_(z, alpha=scale)
+        return wide.view(out.shape).to(out.dtype)
 
     def multiply(
         self,
@@ -44,94 +80,94 @@ class Members(Protocol):
         out_first: bool,
     ) -> torch.Tensor:
         """[M, n, out]: x [M, n, in] times a weight, stored [out, in] if ``out_first``, plus a bias."""
+        raise NotImplementedError
+
+    def _output(self, x: torch.Tensor, weight: torch.Tensor, columns: int) -> torch.Tensor:
+        """[M, n, columns] to write into: kept from the last forward pass if it is large."""
+        first = id(weight) not in self._seen  # used twice, a weight must not overwrite its own first result
+        self._seen.add(id(weight))
+        shape = (*x.shape[:-1], columns)
+        kept = self._scratch.output(id(weight), shape, x) if first else None
+        return x.new_empty(shape) if kept is None else kept
 
 
-class DenseMembers:
-    """Members whose noise is made densely, one matrix at a time, once for all signs of a direction."""
-
-    def __init__(self, fill: Fill, scratch: Scratch, members: Sequence[tuple[int, float]]):
-        self._fill, self._scratch, self._members = fill, scratch, members
-        self.count = len(members)
-
-    def each(self, parameter: torch.Tensor | None, index: int | None) -> Iterator[torch.Tensor | None]:
-        """Yield the parameter as each member sees it; the tensor is overwritten by the next one."""
-        if index is None:
-            yield from (parameter for _ in self._members)
-            return
-        noise, perturbed = self._scratch.take(parameter, parameter)
-        last_query = None
-        for query, scale in self._members:
-            if query != last_query:
-                self._fill(noise, query, index)
-                last_query = query
-            torch.add(parameter, noise, alpha=scale, out=perturbed)
-            yield perturbed.to(parameter.dtype)
-
-    def vector(self, parameter, index):
-        return torch.stack([member.clone() for member in self.each(parameter, index)])
-
-    def look_up(self, ids, table, index):
-        parts = zip(ids, self.each(table, index), strict=True)
-        return torch.stack([F.embedding(rows, member) for rows, member in parts])
+class DenseMembers(Members):
+    """Members whose noise is made densely, once for all signs of a direction."""
 
     def multiply(self, x, weight, index, bias, bias_index, out_first):
-        biases = bias if bias_index is None else self.vector(bias, bias_index)
-        parts = zip(x, self.each(weight, index), strict=True)
-        out = torch.stack([part @ (member.t() if out_first else member) for part, member in parts])
-        if biases is None:
-            return out
-        return out.add_((biases if bias_index is None else biases[:, None]).to(out.dtype))
+        x = x.to(_product_dtype(x))
+        out = self._output(x, weight, weight.shape[0 if out_first else 1])
+        if index is None:
+            matrix = (weight.t() if out_first else weight).to(x.dtype)
+            torch.mm(x.flatten(0, 1), matrix, out=out.view(-1, out.shape[-1]))
+        elif out_first:
+            for rows, member, block in self._blocks(weight, index, row_blocks(weight)):
+                torch.mm(x[member], block.to(x.dtype).t(), out=out[member][:, rows])
+        else:  # a sum over blocks, in half precision over a single one: each would round it
+            exact = x.dtype == at_least_fp32(x)
+            for rows, member, block in self._blocks(
+                weight, index, row_blocks(weight) if exact else [slice(0, len(weight))]
+            ):
+                torch.addmm(
+                    out[member],
+                    x[member][:, rows],
+                    block.to(x.dtype),
+                    beta=int(rows.start > 0),
+                    out=out[member],
+                )
+        if bias is not None:
+            out += (bias if bias_index is None else self.vector(bias, bias_index)[:, None]).to(out.dtype)
+        return out
+
+    def _blocks(self, weight: torch.Tensor, index: int, blocks: Sequence[slice]):
+        """Yield (rows, member, [rows, in] as this member sees them); overwritten by the next direction."""
+        signs = len(self._scales)
+        for rows in blocks:
+            theta = weight[rows].to(at_least_fp32(weight))
+            outs = self._scratch.take((signs, *theta.shape), theta)
+            for k, query in enumerate(self._queries):
+                self._directions.perturb_(outs, theta, self._scales, query, index, rows.start)
+                for s in range(signs):
+                    yield rows, k * signs + s, outs[s].to(weight.dtype)
 
 
-class LowRankMembers:
+class LowRankMembers(Members):
     """Members whose directions have rank r: one shared product, to which each direction adds its own part."""
 
-    def __init__(
-        self, noise: LowRankNoise, scratch: Scratch, queries: Sequence[int], scales: Sequence[float], device
-    ):
-        self._noise, self._scratch, self._seen = noise, scratch, set()
-        self._signs, self.count = len(scales), len(queries) * len(scales)
-        self._rows = noise.rows(queries, device)
-        scales = torch.tensor(scales, device=device, dtype=torch.float64)
-        self._scales = scales.repeat(len(queries))[:, None, None]  # [M, 1, 1]
+    def __init__(self, directions: LowRankNoise, scratch, queries, scales, like):
+        super().__init__(directions, scratch, queries, scales, like)
+        self._rows = directions.draw(self._queries, like.device).to(at_least_fp32(like))
+        self._signed = torch.stack([row * scale for row in self._rows for scale in scales])  # [M, ...]
 
     def vector(self, parameter, index):
-        z = self._noise.vector(self._rows, index).repeat_interleave(self._signs, dim=0)
-        wide = torch.promote_types(parameter.dtype, z.dtype)
-        return (parameter + z.to(wide) * self._scales[:, 0].to(wide)).to(parameter.dtype)
+        z = self._directions.vector(self._signed, index)
+        return (parameter + z.to(at_least_fp32(parameter))).to(parameter.dtype)
 
     def look_up(self, ids, table, index):
-        u, v = self._noise.factors(self._rows, index)
+        (u, _), (_, v) = (self._directions.factors(rows, index) for rows in (self._rows, self._signed))
         each = torch.arange(len(u), device=ids.device)[:, None]
         left = u[each, ids.reshape(len(u), -1)].view(*ids.shape, -1)
         return self._add_outer(F.embedding(ids, table), left, v)
 
     def multiply(self, x, weight, index, bias, bias_index, out_first):
-        dtype = _product_dtype(x)
-        matrix = (weight.t() if out_first else weight).to(dtype)
-        rows = x.reshape(-1, x.shape[-1]).to(dtype)
+        x = x.to(_product_dtype(x))
+        matrix = (weight.t() if out_first else weight).to(x.dtype)
+        rows = x.reshape(-1, x.shape[-1])
         if bias_index is not None:
             bias = self.vector(bias, bias_index)[:, None]
         # What each member adds of its own is written first and the shared product accumulated onto it: a
         # bias has to be written anyway, and no second pass over the result is needed.
-        kept = self._output(weight, len(rows), matrix)
+        own = self._output(x, weight, matrix.shape[1])
         if index is None:
-            start = torch.zeros((), dtype=dtype, device=x.device) if bias is None else bias.to(dtype)
-            own = kept.view(*x.shape[:-1], -1).copy_(start)
+            own.copy_(x.new_zeros(()) if bias is None else bias.to(own.dtype))
         else:
-            u, v = self._noise.factors(self._rows, index)
-            outer, inner = (u, v) if out_first else (v, u)
-            left = self._project(rows, inner.to(dtype)).view(*x.shape[:-1], -1)
-            own = self._add_outer(bias, left, outer, out=kept.view(*x.shape[:-1], -1))
+            u, v = self._directions.factors(self._rows, index)
+            signed_u, signed_v = self._directions.factors(self._signed, index)
+            inner, outer = (v, signed_u) if out_first else (u, signed_v)
+            left = self._project(rows, inner.to(x.dtype)).view(*x.shape[:-1], -1)
+            self._add_outer(bias, left, outer, out=own)
         own.view(len(rows), -1).addmm_(rows, matrix)
         return own
-
-    def _output(self, weight: torch.Tensor, rows: int, matrix: torch.Tensor) -> torch.Tensor:
-        """[rows, out] to write into: kept from the last forward pass if it is large."""
-        first = id(weight) not in self._seen  # used twice, a weight must not overwrite its own first result
-        self._seen.add(id(weight))
-        kept = self._scratch.output(id(weight), rows, matrix.shape[1], matrix) if first else None
-        return matrix.new_empty(rows, matrix.shape[1]) if kept is None else kept
 
     def _project(self, rows: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
         """[K, S n, r]: each direction's rows times its own factor [in, r]; on a CPU one by one is faster."""
@@ -143,25 +179,20 @@ class LowRankMembers:
         return torch.stack([part @ factor for part, factor in zip(own, inner, strict=True)])
 
     def _add_outer(self, start, left, right, out=None) -> torch.Tensor:
-        """Start + s eps left right^T for every member, [M, n, d].
+        """Start + left right^T for every member, [M, n, d].
 
-        ``left`` [M, n, r], ``right`` [K, d, r]; ``start`` broadcasts, None is 0; ``out`` None is ``start``.
+        ``left`` [M, n, r], ``right`` [M, d, r]; ``start`` broadcasts, None is 0; ``out`` None is ``start``.
         """
         out = start if out is None else out
-        wide = torch.promote_types(left.dtype, out.dtype)
-        wide = torch.promote_types(wide, torch.float32)
-        left = (left.to(wide) * self._scales.to(wide)).to(out.dtype)
         right = right.to(out.dtype)
         if left.shape[-1] == 1:
-            row = right[..., 0].repeat_interleave(self._signs, dim=0)[:, None]  # [M, 1, d]
+            left, row = left.to(out.dtype), right[:, None, :, 0]  # [M, 1, d]
             if start is None:
                 return torch.mul(left, row, out=out)
             return torch.addcmul(start.to(out.dtype), left, row, out=out)
         if start is not out:
-            out.copy_(torch.zeros((), dtype=out.dtype, device=out.device) if start is None else start)
-        grouped = out.view(len(right), -1, out.shape[-1])
-        grouped.baddbmm_(left.reshape(len(right), -1, left.shape[-1]), right.transpose(1, 2))
-        return out
+            out.copy_(out.new_zeros(()) if start is None else start)
+        return out.baddbmm_(left.to(out.dtype), right.transpose(1, 2))
 
 
 def _product_dtype(x: torch.Tensor) -> torch.dtype:

@@ -52,11 +52,17 @@ class StepReport:
     loss: float
     forward_passes: int
     backward_passes: int = 0
-    grad_norm: float | None = None
+    norm: float | torch.Tensor | None = None
+    """Of the direction that was descended along; on the device until somebody reads ``grad_norm``."""
     cosine: float | None = None
     """Of the estimate with the backprop gradient that guided it (Instruct)."""
     scalars: dict = field(default_factory=dict)
     """What the scalar log keeps of the step: a ZO step can be replayed from it."""
+
+    @property
+    def grad_norm(self) -> float | None:
+        """The norm as a number: waits for the device."""
+        return None if self.norm is None else float(self.norm)
 
 
 class Method:
@@ -101,7 +107,7 @@ class FO(Method):
             state.objective, batch, state.parameters, state.spec.gradient_accumulation
         )
         _descend(state, gradient)
-        return StepReport(loss, passes, passes, grad_norm=dense_norm(gradient))
+        return StepReport(loss, passes, passes, dense_norm(gradient))
 
 
 class ZO(Method):
@@ -245,18 +251,20 @@ def _estimate(state: State, batch, directions=None) -> Estimate:
     )
 
 
-def _report(estimate: Estimate, norm: float, backward: int = 0, cosine=None, scalars=None) -> StepReport:
+def _report(
+    estimate: Estimate, norm: float | torch.Tensor, backward: int = 0, cosine=None, scalars=None
+) -> StepReport:
     return StepReport(
         loss=estimate.loss,
         forward_passes=estimate.forward_passes + backward,  # each backward pass came with its forward pass
         backward_passes=backward,
-        grad_norm=norm,
+        norm=norm,
         cosine=cosine,
         scalars={"coefficients": estimate.coefficients.tolist()} | (scalars or {}),
     )
 
 
-def _descend(state: State, direction: Estimate | list[torch.Tensor]) -> float:
+def _descend(state: State, direction: Estimate | list[torch.Tensor]) -> float | torch.Tensor:
     """Step along ``direction`` with the run's optimizers; the direction's norm.
 
     Plain SGD applies an estimate in its compact form, one parameter's noise at a time; every other

@@ -1,13 +1,10 @@
 """Forward passes with perturbed weights that never touch the weights.
 
-Inside one of these modes a model runs unmodified, but every functional call that receives one of the
-given parameters is answered as if the parameter were theta + s u, with u made just in time: at most one
-layer's noise exists at a time, and there is nothing to restore afterwards.
-
-``Substituted`` evaluates one member (one direction, one sign) through any operation. ``Batched``
-evaluates many members at once: they ride on the batch dimension, and the few operations through which
-the common causal language models use their parameters know how to treat each member's share
-(zo/members.py).
+Inside ``Perturbed`` a model runs unmodified, but every functional call that receives one of the given parameters
+is answered as if the parameter were theta + s u, with u made just in time: there is nothing to restore
+afterwards. Many members (directions with a sign) may share the pass: they ride on the batch dimension, and the
+few operations through which the common causal language models use their parameters know how to treat each
+member's share (zo/members.py). A single member may go through any operation.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from zo.members import Fill, Members
-from zo.scratch import Scratch
+from zo.members import Members
 
 # What asks about a parameter without reading its values. Anything else sees the perturbed ones.
 _METADATA = {
@@ -37,10 +33,6 @@ _METADATA = {
     torch.is_floating_point,
 }
 
-# Operations whose result never shares memory with their arguments: these may read the perturbed
-# parameter from a buffer that the next call overwrites.
-_CONSUMING = {F.embedding, F.linear, F.layer_norm, F.rms_norm, torch.addmm, torch.mul, torch.Tensor.mul}
-
 
 class UnsupportedOperation(Exception):
     """A perturbed parameter reached an operation that cannot treat members apart."""
@@ -50,81 +42,55 @@ class UnsupportedOperation(Exception):
         super().__init__(self.operation)
 
 
-class _Perturbed(TorchFunctionMode):
-    """Shared by both modes: which tensors are parameters, and which calls use one of them."""
+class Perturbed(TorchFunctionMode):
+    """Each member's parameters in place of the given ones: activations are [M * b, ...], members outermost.
 
-    def __init__(self, parameters: Sequence[torch.Tensor]):
+    ``batch_size`` is b, each member's sequences. Raises UnsupportedOperation where one of several members would
+    have to use a parameter in a way that cannot be split by member.
+    """
+
+    def __init__(self, parameters: Sequence[torch.Tensor], members: Members, batch_size: int):
         super().__init__()
         self._index = {id(parameter): i for i, parameter in enumerate(parameters)}
+        self.members, self.batch_size = members, batch_size
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in _METADATA or not self._uses_parameter(args, kwargs):
+            return function(*args, **kwargs)
+        try:
+            if handler := _HANDLERS.get(function):
+                return handler(self, *args, **kwargs)
+            raise UnsupportedOperation(function)
+        except UnsupportedOperation:
+            if self.members.count > 1:
+                raise
+        return self._substitute(function, args, kwargs)
 
     def _uses_parameter(self, args, kwargs) -> bool:
         return any(id(value) in self._index for value in _flatten((*args, *kwargs.values())))
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if not self._uses_parameter(args, kwargs) or function in _METADATA:
-            return function(*args, **kwargs)
-        return self._answer(function, args, kwargs)
-
-
-class Substituted(_Perturbed):
-    """One member: each parameter theta is replaced by theta + scale * u_query, whatever the operation."""
-
-    def __init__(
-        self, parameters: Sequence[torch.Tensor], fill: Fill, scratch: Scratch, query: int, scale: float
-    ):
-        super().__init__(parameters)
-        self._fill, self._scratch, self._query, self._scale = fill, scratch, query, scale
-
-    def _answer(self, function, args, kwargs):
-        scratch = self._scratch if function in _CONSUMING else Scratch()
-        found = [value for value in _flatten((*args, *kwargs.values())) if id(value) in self._index]
-        perturbed = {
-            id(p): self._perturb(p, part) for p, part in zip(found, scratch.take(*found), strict=True)
-        }
+    def _substitute(self, function, args, kwargs):
+        """Call any operation with the only member's parameters."""
 
         def replace(value):
             if isinstance(value, list | tuple):
                 return type(value)(replace(item) for item in value)
-            return perturbed.get(id(value), value)
+            index = self._index.get(id(value))
+            return value if index is None else self.members.whole(value, index)
 
         return function(*map(replace, args), **{name: replace(value) for name, value in kwargs.items()})
-
-    def _perturb(self, parameter: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Make parameter + scale * u in the noise's precision and in its place."""
-        self._fill(noise, self._query, self._index[id(parameter)])
-        return torch.add(parameter, noise, alpha=self._scale, out=noise).to(parameter.dtype)
-
-
-def _flatten(values) -> list:
-    """The values, and those inside lists and tuples among them."""
-    return [item for v in values for item in (v if isinstance(v, list | tuple) else (v,))]
-
-
-class Batched(_Perturbed):
-    """Many members on the batch dimension: activations are [M * b, ...], members outermost.
-
-    ``batch_size`` is b, each member's sequences. Raises UnsupportedOperation where a parameter is used in a
-    way that cannot be split by member.
-    """
-
-    def __init__(self, parameters: Sequence[torch.Tensor], members: Members, batch_size: int):
-        super().__init__(parameters)
-        self.members, self.batch_size = members, batch_size
-
-    def _answer(self, function, args, kwargs):
-        handler = _HANDLERS.get(function)
-        if handler is None:
-            raise UnsupportedOperation(function)
-        return handler(self, *args, **kwargs)
 
     def index(self, parameter: torch.Tensor | None) -> int | None:
         """The parameter's place; None for what is not perturbed."""
         return self._index.get(id(parameter))
 
     def rows(self, activations: torch.Tensor) -> torch.Tensor:
-        """[M * n, ..., d] -> [M, rows of each, d]."""
-        return activations.reshape(self.members.count, -1, activations.shape[-1])
+        """[M * n, ..., d] -> [M, rows of each, d]; for one member any shape."""
+        members = self.members.count
+        if members > 1 and (activations.ndim < 2 or len(activations) % (members * self.batch_size)):
+            raise UnsupportedOperation(torch.Tensor.view)  # nothing says which rows are whose
+        return activations.reshape(members, -1, activations.shape[-1])
 
     def vector(self, parameter: torch.Tensor | None) -> torch.Tensor | None:
         """[M, 1, d]: a vector as each member sees it; as it is where it is not perturbed."""
@@ -139,34 +105,43 @@ class Batched(_Perturbed):
         return out.view(*x.shape[:-1], -1)
 
 
-def _embedding(mode: Batched, ids, weight, padding_idx=None, max_norm=None, *args, **kwargs):
-    if max_norm is not None:  # renormalises the table in place
+def _flatten(values) -> list:
+    """The values, and those inside lists and tuples among them."""
+    return [item for v in values for item in (v if isinstance(v, list | tuple) else (v,))]
+
+
+def _embedding(mode: Perturbed, ids, weight, padding_idx=None, max_norm=None, *args, **kwargs):
+    if max_norm is not None or mode.index(ids) is not None:  # the first renormalises the table in place
         raise UnsupportedOperation(F.embedding)
-    members = mode.members.count
-    shared = ids.shape[0] == 1  # position ids of one row serve every member and every sequence
-    each = ids.expand(members, *ids.shape[1:]) if shared else ids
+    members, batch = mode.members.count, mode.batch_size
+    if members == 1:
+        return mode.members.look_up(ids.reshape(1, -1), weight, mode.index(weight)).view(*ids.shape, -1)
+    shared = ids.ndim == 2 and len(ids) == 1  # position ids of one row serve every member and every sequence
+    if not shared and (ids.ndim < 2 or len(ids) != members * batch):
+        raise UnsupportedOperation(F.embedding)
+    each = ids.expand(members, -1) if shared else ids
     out = mode.members.look_up(each.reshape(members, -1), weight, mode.index(weight)).view(*each.shape, -1)
-    return out.repeat_interleave(mode.batch_size, dim=0) if shared else out
+    return out.repeat_interleave(batch, dim=0) if shared else out
 
 
-def _linear(mode: Batched, x, weight, bias=None):
+def _linear(mode: Perturbed, x, weight, bias=None):
     return mode.multiply(x, weight, bias, out_first=True)
 
 
-def _addmm(mode: Batched, bias, x, weight, *, beta=1, alpha=1):
+def _addmm(mode: Perturbed, bias, x, weight, *, beta=1, alpha=1):
     if beta != 1 or alpha != 1:
         raise UnsupportedOperation(torch.addmm)
     return mode.multiply(x, weight, bias, out_first=False)
 
 
-def _layer_norm(mode: Batched, x, shape, weight=None, bias=None, eps=1e-5):
+def _layer_norm(mode: Perturbed, x, shape, weight=None, bias=None, eps=1e-5):
     out = mode.rows(F.layer_norm(x, shape, eps=eps))
     weight, bias = mode.vector(weight), mode.vector(bias)
     out = out if weight is None else out * weight
     return (out if bias is None else out + bias).view(x.shape)
 
 
-def _mul(mode: Batched, left, right):
+def _mul(mode: Perturbed, left, right):
     vector, x = (left, right) if mode.index(left) is not None else (right, left)
     if mode.index(x) is not None or vector.ndim != 1:
         raise UnsupportedOperation(torch.mul)

@@ -1,6 +1,4 @@
-"""Memory that is made once for an estimate and then reused: one layer's noise, the largest activations."""
-
-from collections.abc import Sequence
+"""Memory that is made once for an estimate and then reused: a block of perturbed rows, the largest activations."""
 
 import torch
 
@@ -10,38 +8,28 @@ back to the system, and touching it anew costs a CPU more than writing it."""
 
 
 class Scratch:
-    """A flat tensor for noise, made at its full size when first used, and the large activations.
+    """A flat tensor that grows to the largest that was asked for, and the large activations."""
 
-    ``parameters`` and ``copies`` say that size: so many times the largest, and the largest vector beside it
-    (a weight and its bias are perturbed together). Growing step by step would hold old and new at once.
-    """
-
-    def __init__(self, parameters: Sequence[torch.Tensor] = (), copies: int = 1):
-        vector = max((parameter.numel() for parameter in parameters if parameter.ndim < 2), default=0)
-        largest = max((parameter.numel() for parameter in parameters), default=0)
-        self._capacity = copies * largest + vector
+    def __init__(self):
         self._flat: torch.Tensor | None = None
         self._outputs: dict[int, torch.Tensor] = {}
 
-    def take(self, *likes: torch.Tensor) -> list[torch.Tensor]:
-        """A part for each of ``likes``, of its shape, at least fp32; all valid until the next call."""
-        if not likes:
-            return []
-        dtype = torch.promote_types(likes[0].dtype, torch.float32)
-        sizes = [like.numel() for like in likes]
+    def take(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+        """A tensor to write into, typed as ``like``; valid until the next call."""
+        size = torch.Size(shape).numel()
         flat = self._flat
-        if flat is None or flat.numel() < sum(sizes) or flat.dtype != dtype or flat.device != likes[0].device:
-            size = max(self._capacity, sum(sizes))
-            self._flat = flat = torch.empty(size, dtype=dtype, device=likes[0].device)
-        parts = flat[: sum(sizes)].split(sizes)
-        return [part.view(like.shape) for part, like in zip(parts, likes, strict=True)]
+        if flat is None or flat.numel() < size or flat.dtype != like.dtype or flat.device != like.device:
+            self._flat = flat = None  # never old and new at once
+            self._flat = flat = like.new_empty(size)
+        return flat[:size].view(shape)
 
-    def output(self, key: int, rows: int, columns: int, like: torch.Tensor) -> torch.Tensor | None:
-        """[rows, columns] to write into, kept for the next forward pass; None where that is not worth it."""
-        if rows * columns < LARGE or like.device.type != "cpu":
+    def output(self, key: int, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor | None:
+        """A tensor to write into, kept for the next forward pass; None where that is not worth it."""
+        size = torch.Size(shape).numel()
+        if size < LARGE or like.device.type != "cpu":
             return None
         kept = self._outputs.get(key)
-        if kept is None or kept.numel() < rows * columns or kept.dtype != like.dtype:
+        if kept is None or kept.numel() < size or kept.dtype != like.dtype:
             self._outputs.pop(key, None)
-            kept = self._outputs[key] = torch.empty(rows * columns, dtype=like.dtype)
-        return kept[: rows * columns].view(rows, columns)
+            kept = self._outputs[key] = like.new_empty(size)
+        return kept[:size].view(shape)

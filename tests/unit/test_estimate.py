@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from zo import zo_gradient_estimator
+from zo import noise, zo_gradient_estimator
 from zo.estimate import Estimate, Objective, backpropagate, cosine, dense_norm, estimate_gradient
 from zo.noise import Noise
 from zo.plan import Plan
@@ -79,7 +79,10 @@ def batch():
 def make_noise(parameters, q, noise=None, dtype=torch.float64):
     noise = noise or Noise("gaussian", SEED, 0)
     return [
-        [noise.fill_(torch.empty_like(p, dtype=dtype), i, j) for j, p in enumerate(parameters)]
+        [
+            noise.fill_(torch.empty(p.shape or 1, dtype=dtype), i, j).view(p.shape)
+            for j, p in enumerate(parameters)
+        ]
         for i in range(q)
     ]
 
@@ -221,15 +224,17 @@ def test_a_half_precision_update_is_rounded_once_and_keeps_what_its_parts_would_
 
 
 def test_the_estimate_in_bf16_points_where_the_one_in_fp64_does(batch):
-    """Perturbations are added in fp32 and rounded once: on the same noise the two agree to bf16's noise."""
+    """Perturbations are added in fp32 and rounded once. Of one seed the cosine is anything from 0.6 to 0.98."""
     model = build("llama-tied", torch.bfloat16)
-    grads, _ = call(model, batch, q=8, epsilon=3e-2)
     double = copy.deepcopy(model).double()
-    parameters = list(double.parameters())
-    noise = [[part.double() for part in z] for z in make_noise(parameters, 8, dtype=torch.float32)]
-    exact, _, _ = textbook(double, parameters, batch.inputs, batch.labels, noise)
-    assert all(g.dtype == torch.bfloat16 for g in grads)
-    assert reference.cosine([g.double() for g in grads], exact) > 0.9
+    parameters, cosines = list(double.parameters()), []
+    for seed in range(12):
+        grads, _ = call(model, batch, q=8, epsilon=3e-2, seed=seed)
+        assert all(g.dtype == torch.bfloat16 for g in grads)
+        noise = make_noise(parameters, 8, Noise("gaussian", seed, 0))
+        exact, _, _ = textbook(double, parameters, batch.inputs, batch.labels, noise)
+        cosines.append(reference.cosine([g.double() for g in grads], exact))
+    assert sum(cosines) / 12 > 0.85  # measured 0.89
 
 
 @pytest.mark.parametrize("name", ["gpt2-tied", "llama-tied"])
@@ -385,25 +390,28 @@ def test_the_memory_count_sees_a_copy_of_the_parameters():
     assert memory.live == 0
 
 
-@pytest.mark.parametrize(("plan", "buffers"), [(Plan("sequential"), 1), (Plan("parallel", 1), 2)])
-def test_evaluating_takes_one_layers_noise_and_no_copy_of_the_parameters(plan, buffers):
+@pytest.mark.parametrize("family", ["gaussian", "rademacher"])
+@pytest.mark.parametrize(("plan", "signs"), [(Plan("sequential"), 1), (Plan("parallel", 1), 2)])
+def test_evaluating_takes_a_block_of_perturbed_rows_for_each_sign_and_the_update_nothing(
+    monkeypatch, plan, signs, family
+):
     model = deep_model()
     parameters = list(model.parameters())
     sizes = [p.numel() * 4 for p in parameters]
-    layer = max(sizes) + 128 * 4  # the largest matrix and its bias
-    assert sum(sizes) > 20 * layer
+    block = max(sizes) // 4
+    monkeypatch.setitem(noise._BLOCK, "cpu", block // 4)
     ids = torch.zeros(1, 2, dtype=torch.long)
     objective = Objective(model, F.cross_entropy, {"input_ids": ids}, ids)
     with torch.no_grad(), LiveBytes() as plain:
-        objective.losses(torch.zeros(1 if plan.kind == "sequential" else 2, 1, dtype=torch.long))
+        objective.losses(torch.zeros(signs, 1, dtype=torch.long))
+    directions = Noise(family, 0, 0)
     with LiveBytes() as memory:
-        estimate = estimate_gradient(
-            objective, parameters, Noise("gaussian", 0, 0), q=4, epsilon=EPS, plan=plan
-        )
-    assert memory.peak <= buffers * layer + 2 * plain.peak
+        estimate = estimate_gradient(objective, parameters, directions, q=4, epsilon=EPS, plan=plan)
+    assert memory.peak <= signs * block + 2 * plain.peak
+    assert signs * block < max(sizes)  # not even one layer's noise
     with LiveBytes() as memory:
         estimate.add_to_(parameters, alpha=-1e-3)
-    assert memory.peak <= 2.1 * max(sizes)  # noise and its sum, one parameter at a time
+    assert memory.peak < 1000
 
 
 # -- models that the parallel plan cannot split -----------------------------------------------------

@@ -91,7 +91,7 @@ def test_gaussian_noise_has_the_moments_and_distribution_of_a_standard_normal():
 
 @pytest.mark.parametrize("size", [1, 2, 15, 16, 17])
 def test_small_tensors_of_many_keys_are_standard_normal_too(size):
-    # Below 16 elements torch takes another code path. Means over keys; false alarm of each z < 4.5: 7e-6.
+    # Means over keys; false alarm of each z < 4.5: 7e-6.
     samples = torch.stack([draw(query=query, size=size) for query in range(2000)]).double()
     assert (samples.mean(0).abs() * math.sqrt(2000)).max() < 4.5
     assert ((samples.var(0) - 1).abs() * math.sqrt(2000 / 2)).max() < 4.5
@@ -111,30 +111,54 @@ def test_rademacher_noise_is_exactly_plus_or_minus_one_in_equal_shares(dtype):
     assert abs(samples.sum().item()) / math.sqrt(N) < 4.5  # false alarm: 7e-6
 
 
-@pytest.mark.parametrize("key", [0, 1, BEYOND_32_BITS, 2**64 - 1])
-def test_the_written_state_is_the_mersenne_twister_that_torch_then_runs(key):
-    """Numpy's own MT19937, given the 624 words, is the independent witness of torch's state layout."""
-    state = noise._twister_state(key)
-    assert state.numel() == torch.Generator().get_state().numel() == 5056
-    words = np.array([mix_word(key, index) for index in range(624)], dtype=np.uint32)
-    twister = np.random.MT19937()
-    twister.state = {"bit_generator": "MT19937", "state": {"key": words, "pos": 624}}
-    expected = twister.random_raw(2000) % 2**24
-    generator = noise._generator(torch.device("cpu"), key)
-    torchs = torch.empty(2000, dtype=torch.int64).random_(0, 2**24, generator=generator)
-    assert np.array_equal(torchs.numpy().astype(np.uint64), expected)
+@pytest.mark.parametrize("family", DENSE)
+def test_blocks_of_rows_and_looked_up_rows_are_those_of_the_whole(family):
+    noise, shape = Noise(family, 1, 2), (50, 33)
+    whole = noise.fill_(torch.empty(shape), 3, 4)
+    for start, stop in ((0, 7), (7, 30), (49, 50)):
+        assert torch.equal(noise.fill_(torch.empty(stop - start, 33), 3, 4, start), whole[start:stop])
+    ids = torch.tensor([4, 4, 49, 0])
+    assert torch.equal(noise.fill_rows_(torch.empty(4, 33), 3, 4, ids, whole), whole[ids])
 
 
-def mix_word(key: int, index: int) -> int:
-    return (((mix(index) ^ key) * 0xBF58476D1CE4E5B9) % 2**64) >> 32
+@pytest.mark.parametrize("make", [lambda: Noise("rademacher", 1, 2), lambda: make_low_rank()])
+def test_what_every_direction_can_do_is_done_alike_by_the_families_faster_ways(monkeypatch, make):
+    """Small blocks, so that there are several; the base class's own ways, from ``fill_`` alone."""
+    monkeypatch.setitem(noise._BLOCK, "cpu", 40)
+    ours, theta, weights = make(), torch.linspace(-1, 1, 99).view(9, 11), [0.5, -2.0, 1.0]
+    plain = noise.Directions()
+    plain.fill_ = ours.fill_
+    ids = torch.tensor([8, 0, 3, 3])
+    pairs = [
+        [d.fill_rows_(torch.empty(4, 11), 1, 0, ids, theta) for d in (ours, plain)],
+        [d.perturb_(torch.empty(2, 9, 11), theta, [0.1, -0.3], 1, 0) for d in (ours, plain)],
+        [d.sum_(torch.empty(9, 11), weights, 0) for d in (ours, plain)],
+    ]
+    moved = [theta.clone(), theta.clone()]
+    squares = [d.add_to_(t, 0.1, weights, 0) for d, t in zip((ours, plain), moved, strict=True)]
+    for one, other in [*pairs, moved]:
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    assert float(squares[0]) == pytest.approx(float(squares[1]), rel=1e-5)
+    assert float(squares[0]) == pytest.approx(pairs[2][0].double().square().sum().item(), rel=1e-5)
+
+
+def make_low_rank():
+    return make_noise("lowrank", 1, 2, [torch.empty(9, 11)], rank=2)
+
+
+def test_blocks_of_rows_cover_a_parameter_once_in_order():
+    for shape in ((1,), (7,), (3, 5), (4000, 700), (2, 2**20)):
+        blocks = noise.row_blocks(torch.empty(shape))
+        assert [row for rows in blocks for row in range(rows.start, rows.stop)] == list(range(shape[0]))
+        assert all((b.stop - b.start) * (torch.Size(shape[1:]).numel()) <= 2**20 for b in blocks)
 
 
 def test_a_key_gives_the_noise_it_gave_when_this_was_written():
     """A run's scalar log replays only while these stay: change them and every old log is void."""
-    expected = [-0.1882, 0.6845, 0.6854, 1.5809]
+    expected = [0.3861, 0.0441, 0.7764, -0.8298]
     assert draw(size=4).tolist() == pytest.approx(expected, abs=1e-4)
     signs = draw("rademacher", size=12)
-    assert "".join("+" if sign > 0 else "-" for sign in signs.tolist()) == "-+---------+"
+    assert "".join("+" if sign > 0 else "-" for sign in signs.tolist()) == "++++-+--+---"
 
 
 @pytest.mark.parametrize("family", DENSE)
@@ -144,6 +168,11 @@ def test_drawing_leaves_every_global_generator_alone_and_does_not_read_it(family
     assert global_rng() == before
     torch.manual_seed(5), random.seed(5), np.random.seed(5)  # noqa: NPY002 - the global one is meant
     assert torch.equal(draw(family), first)
+
+
+def test_low_rank_noise_has_no_dense_kind():
+    with pytest.raises(ValueError, match=r"'lowrank'.*gaussian, rademacher"):
+        Noise("lowrank", 0, 0)
 
 
 def test_an_unknown_family_is_an_error_that_lists_the_known_ones():

@@ -6,18 +6,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from zo import noise
 from zo.members import DenseMembers
 from zo.noise import Noise
-from zo.perturbed import Batched, Substituted, UnsupportedOperation
+from zo.perturbed import Perturbed, UnsupportedOperation
 from zo.scratch import Scratch
 
 NOISE = Noise("gaussian", 1, 2)
-MEMBERS = [(0, 0.5), (0, -0.5), (3, 0.25)]
+QUERIES, SCALES = [0, 3], [0.5, -0.25]
+MEMBERS = [(query, scale) for query in QUERIES for scale in SCALES]
 ROWS, WIDTH = 2, 6
 
 
-def dense(members):
-    return DenseMembers(NOISE.fill_, Scratch(), members)
+def many():
+    return DenseMembers(NOISE, Scratch(), QUERIES, SCALES, torch.empty(0, dtype=torch.float64))
+
+
+def one(query=0, scale=1.0):
+    return DenseMembers(NOISE, Scratch(), [query], [scale], torch.empty(0, dtype=torch.float64))
 
 
 @pytest.fixture
@@ -47,11 +53,12 @@ def perturbed(theta, names, query, scale):
     copy = SimpleNamespace(**vars(theta))
     for index, name in enumerate(names):
         value = getattr(theta, name).detach()
-        setattr(copy, name, value + scale * NOISE.fill_(torch.empty_like(value), query, index))
+        noise = NOISE.fill_(torch.empty_like(torch.atleast_1d(value)), query, index).view(value.shape)
+        setattr(copy, name, value + scale * noise)
     return copy
 
 
-def member_input(members=3):
+def member_input(members=4):
     """[members * ROWS, 5, WIDTH], each member's rows its own."""
     draw = torch.Generator().manual_seed(1)
     return torch.randn(members * ROWS, 5, WIDTH, generator=draw, dtype=torch.float64)
@@ -69,18 +76,18 @@ def test_each_member_is_answered_as_with_its_own_dense_weights(theta, operation,
         compute(perturbed(theta, names, query, scale), part)
         for (query, scale), part in zip(MEMBERS, x.chunk(len(MEMBERS)), strict=True)
     ])  # fmt: skip
-    with Batched(parameters, dense(MEMBERS), ROWS):
+    with Perturbed(parameters, many(), ROWS):
         together = compute(theta, x)
     torch.testing.assert_close(together, expected, rtol=1e-12, atol=1e-12)
-    for (query, scale), part, one in zip(MEMBERS, x.chunk(3), expected.chunk(3), strict=True):
-        with Substituted(parameters, NOISE.fill_, Scratch(), query, scale):
-            torch.testing.assert_close(compute(theta, part), one, rtol=1e-12, atol=1e-12)
+    for (query, scale), part, answer in zip(MEMBERS, x.chunk(4), expected.chunk(4), strict=True):
+        with Perturbed(parameters, one(query, scale), ROWS):
+            torch.testing.assert_close(compute(theta, part), answer, rtol=1e-12, atol=1e-12)
 
 
 @torch.no_grad()
 def test_position_ids_of_one_row_serve_every_member_and_every_sequence(theta):
     ids = torch.arange(5)[None]
-    with Batched([theta.table], dense(MEMBERS), ROWS):
+    with Perturbed([theta.table], many(), ROWS):
         together = F.embedding(ids, theta.table)
     expected = [perturbed(theta, ["table"], *member).table[ids].expand(ROWS, 5, WIDTH) for member in MEMBERS]
     torch.testing.assert_close(together, torch.cat(expected), rtol=1e-12, atol=1e-12)
@@ -95,6 +102,8 @@ UNKNOWN = {
     "rms_norm": lambda t, x: F.rms_norm(x, (WIDTH,), t.norm),
     "mul": lambda t, x: t.matrix * x[0, 0],
     "detach": lambda t, x: F.linear(x, t.matrix.detach()),
+    "embedding": lambda t, x: F.embedding(torch.arange(4), t.table),  # rows of no member in particular
+    "view": lambda t, x: F.linear(x[0], t.matrix),
 }
 
 
@@ -103,13 +112,10 @@ UNKNOWN = {
 def test_any_other_use_of_a_parameter_is_noticed_and_still_right_one_member_at_a_time(theta, name):
     names = ("matrix", "norm", "table")
     parameters, x = [getattr(theta, name) for name in names], member_input(1).abs()
-    with (
-        pytest.raises(UnsupportedOperation) as unsupported,
-        Batched(parameters, dense(MEMBERS[:1]), ROWS),
-    ):
-        UNKNOWN[name](theta, x)
+    with pytest.raises(UnsupportedOperation) as unsupported, Perturbed(parameters, many(), ROWS):
+        UNKNOWN[name](theta, member_input().abs())
     assert unsupported.value.operation == name
-    with Substituted(parameters, NOISE.fill_, Scratch(), 3, 0.25):
+    with Perturbed(parameters, one(3, 0.25), ROWS):
         answer = UNKNOWN[name](theta, x)
     torch.testing.assert_close(
         answer, UNKNOWN[name](perturbed(theta, names, 3, 0.25), x), rtol=1e-12, atol=1e-12
@@ -118,12 +124,8 @@ def test_any_other_use_of_a_parameter_is_noticed_and_still_right_one_member_at_a
 
 @torch.no_grad()
 def test_what_is_asked_about_a_parameter_without_its_values_is_answered_by_the_parameter(theta):
-    parameters = [theta.matrix]
-    for mode in (
-        Batched(parameters, dense(MEMBERS), ROWS),
-        Substituted(parameters, NOISE.fill_, Scratch(), 0, 1.0),
-    ):
-        with mode:
+    for members in (many(), one()):
+        with Perturbed([theta.matrix], members, ROWS):
             assert theta.matrix.shape == theta.matrix.size() == (WIDTH, WIDTH)
             assert (theta.matrix.dtype, theta.matrix.device.type) == (torch.float64, "cpu")
             assert theta.matrix.is_contiguous()
@@ -135,25 +137,34 @@ def test_what_is_asked_about_a_parameter_without_its_values_is_answered_by_the_p
 def test_a_mode_ends_with_its_block_also_by_an_error_and_leaves_other_tensors_alone(theta):
     x = member_input(1)
     plain, other = F.linear(x, theta.matrix), F.linear(x, theta.matrix.clone())
-    with Substituted([theta.matrix], NOISE.fill_, Scratch(), 0, 1.0):
+    with Perturbed([theta.matrix], one(), ROWS):
         assert not torch.equal(F.linear(x, theta.matrix), plain)
         assert torch.equal(F.linear(x, theta.table), x @ theta.table.T)
     assert torch.equal(F.linear(x, theta.matrix), plain)
-    mode = Substituted([theta.matrix], NOISE.fill_, Scratch(), 0, 1.0)
-    with pytest.raises(RuntimeError, match="shapes"), mode:
+    with pytest.raises(RuntimeError, match="multiplied|shapes|size"), Perturbed([theta.matrix], one(), ROWS):
         F.linear(x[..., :2], theta.matrix)
     assert torch.equal(F.linear(x, theta.matrix), plain)
     assert torch.equal(plain, other)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "scratch"),
-    [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
-)
-def test_scratch_is_reused_and_never_below_fp32(dtype, scratch):
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["linear", "addmm", "embedding and head tied"])
+def test_matrices_of_many_blocks_of_rows_are_perturbed_whole(monkeypatch, theta, name):
+    monkeypatch.setitem(noise._BLOCK, "cpu", 2 * WIDTH)
+    compute, x, names = OPERATIONS[name], member_input(), ("matrix", "bias", "table")
+    expected = torch.cat([
+        compute(perturbed(theta, names, query, scale), part)
+        for (query, scale), part in zip(MEMBERS, x.chunk(len(MEMBERS)), strict=True)
+    ])  # fmt: skip
+    with Perturbed([getattr(theta, name) for name in names], many(), ROWS):
+        together = compute(theta, x)
+    torch.testing.assert_close(together, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_scratch_is_reused_and_grows():
     arena = Scratch()
-    large, beside = arena.take(torch.empty(4, 5, dtype=dtype), torch.empty(3, dtype=dtype))
-    assert (large.dtype, large.shape, beside.shape) == (scratch, (4, 5), (3,))
-    assert beside.data_ptr() == large.data_ptr() + large.numel() * large.element_size()
-    (small,) = arena.take(torch.empty(3, dtype=dtype))
-    assert small.data_ptr() == large.data_ptr()
+    large = arena.take((4, 5), torch.empty(0))
+    assert (large.dtype, large.shape) == (torch.float32, (4, 5))
+    assert arena.take((3,), torch.empty(0)).data_ptr() == large.data_ptr()
+    assert arena.take((7, 5), torch.empty(0)).shape == (7, 5)
+    assert arena.take((3,), torch.empty(0, dtype=torch.float64)).dtype == torch.float64
