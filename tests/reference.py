@@ -7,6 +7,7 @@ parameters is a list of tensors, theta[p], and noise[i][p] is direction i's part
 import copy
 import math
 
+import numpy as np
 import torch
 
 
@@ -146,7 +147,7 @@ def trajectory(theta, gradient_at, update, rates):
 
 
 def philox(counter: list[int], key: list[int]) -> list[int]:
-    """Philox4x32-10 (Salmon et al., SC 2011, section 3.3): four 32-bit words of a counter and two of a key."""
+    """Philox4x32-10 (Salmon et al., SC 2011, section 3.3): four 32-bit words, a key of two."""
     x, (k0, k1) = list(counter), key
     for _ in range(10):
         left, right = 0xD2511F53 * x[0], 0xCD9E8D57 * x[2]
@@ -156,8 +157,9 @@ def philox(counter: list[int], key: list[int]) -> list[int]:
 
 
 def box_muller(first: int, second: int) -> tuple[float, float]:
-    """Two normals of two 32-bit words, in fp64."""
-    radius = math.sqrt(-2 * math.log(((first >> 1) + 0.5) / 2**31))
+    """Two normals of two 32-bit words, in fp64 but for u, which is rounded to fp32's 24 bits."""
+    u = float(np.float32(first >> 1) + np.float32(0.5)) / 2**31
+    radius = math.sqrt(-2 * math.log(u))
     angle = ((second & 0x3FFFFFFF) / 2**30 - 0.5) * math.pi / 2
     x, y = math.cos(angle), math.sin(angle)
     if second & 0x40000000:

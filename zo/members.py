@@ -1,9 +1,9 @@
 """How the members of one forward pass see the parameters.
 
-A member is one direction with one sign. M = K S members (K directions, S signs each, signs innermost) share a
-forward pass; activations come as [M, n, ...], n rows for each member. ``DenseMembers`` makes each perturbed
-matrix in turn, a block of rows at a time. ``LowRankMembers`` never makes one: all members share the product with
-theta, and each direction adds its own rank r,
+A member is one direction with one sign. M = K S members (K directions, S signs each, signs innermost)
+share a forward pass; activations come as [M, n, ...], n rows for each member. ``DenseMembers`` makes each
+perturbed matrix in turn, a block of rows at a time. ``LowRankMembers`` never makes one: all members share
+the product with theta, and each direction adds its own rank r,
 
     x (W + s eps U V^T)^T  =  x W^T  +  s eps (x V) U^T.
 

@@ -1,10 +1,10 @@
 """Forward passes with perturbed weights that never touch the weights.
 
-Inside ``Perturbed`` a model runs unmodified, but every functional call that receives one of the given parameters
-is answered as if the parameter were theta + s u, with u made just in time: there is nothing to restore
-afterwards. Many members (directions with a sign) may share the pass: they ride on the batch dimension, and the
-few operations through which the common causal language models use their parameters know how to treat each
-member's share (zo/members.py). A single member may go through any operation.
+Inside ``Perturbed`` a model runs unmodified, but every functional call that receives one of the given
+parameters is answered as if the parameter were theta + s u, with u made just in time: there is nothing to
+restore afterwards. Many members (directions with a sign) may share the pass: they ride on the batch
+dimension, and the few operations through which the common causal language models use their parameters
+know how to treat each member's share (zo/members.py). A single member may go through any operation.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,8 +45,8 @@ class UnsupportedOperation(Exception):
 class Perturbed(TorchFunctionMode):
     """Each member's parameters in place of the given ones: activations are [M * b, ...], members outermost.
 
-    ``batch_size`` is b, each member's sequences. Raises UnsupportedOperation where one of several members would
-    have to use a parameter in a way that cannot be split by member.
+    ``batch_size`` is b, each member's sequences. Raises UnsupportedOperation where several members would use
+    a parameter in a way that cannot be split among them.
     """
 
     def __init__(self, parameters: Sequence[torch.Tensor], members: Members, batch_size: int):

@@ -1,9 +1,10 @@
 """Noise on a CPU: a counter in, a random number out; compiled, on all threads, in any order.
 
-Philox4x32-10 (Salmon, Moraes, Dror and Shaw, SC 2011) turns a 64-bit key and a counter into 128 random bits; Box
-and Muller's transform turns 64 of them into two normals. Element i of a stream depends on (key, i) alone, so any
-part of a parameter's noise can be made by itself, on any thread. Only additions, multiplications and square roots
-are used, each rounded as IEEE 754 says and none fused: a stream is the same, bit for bit, on every CPU.
+Philox4x32-10 (Salmon, Moraes, Dror and Shaw, SC 2011) turns a 64-bit key and a counter into 128 random
+bits; Box and Muller's transform turns 64 of them into two normals. Element i of a stream depends on
+(key, i) alone, so any part of a parameter's noise can be made by itself, on any thread. Only additions,
+multiplications and square roots are used, each rounded as IEEE 754 says and none fused: a stream is the
+same, bit for bit, on every CPU.
 
 torch's own normal draws from a Mersenne twister on one thread: several times slower, from the start only.
 """
@@ -75,7 +76,7 @@ def _radius(word):
 
 @_inline
 def _point(word):
-    """A point of the unit circle: its angle in an eighth to each side of 0 from 30 bits, then two reflections.
+    """A point of the unit circle: an angle within an eighth turn of 0 from 30 bits, then two reflections.
 
     Sine and cosine as in the Cephes library's sinf and cosf.
     """
@@ -237,7 +238,7 @@ def perturb_(
 def sum_(
     kind: int, total: torch.Tensor, weights: Sequence[float], start: int, keys: Sequence[int]
 ) -> torch.Tensor:
-    """total = sum_i weights[i] z_i, in ``total``'s precision and in this order."""
+    """Set total = sum_i weights[i] z_i, in ``total``'s precision and in this order."""
     flat = _flat(total)
     keys, weights = np.array(keys, dtype=np.uint64), np.array(weights, dtype=flat.dtype)
     _spread(_sum_part, flat.size, kind, flat, start, keys, weights)

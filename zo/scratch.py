@@ -1,4 +1,4 @@
-"""Memory that is made once for an estimate and then reused: a block of perturbed rows, the largest activations."""
+"""Memory that is made once for an estimate and reused: a block of perturbed rows, large activations."""
 
 import torch
 

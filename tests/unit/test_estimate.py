@@ -224,7 +224,7 @@ def test_a_half_precision_update_is_rounded_once_and_keeps_what_its_parts_would_
 
 
 def test_the_estimate_in_bf16_points_where_the_one_in_fp64_does(batch):
-    """Perturbations are added in fp32 and rounded once. Of one seed the cosine is anything from 0.6 to 0.98."""
+    """Perturbations are added in fp32 and rounded once. For one seed the cosine is from 0.6 to 0.98."""
     model = build("llama-tied", torch.bfloat16)
     double = copy.deepcopy(model).double()
     parameters, cosines = list(double.parameters()), []

@@ -141,7 +141,7 @@ def test_a_mode_ends_with_its_block_also_by_an_error_and_leaves_other_tensors_al
         assert not torch.equal(F.linear(x, theta.matrix), plain)
         assert torch.equal(F.linear(x, theta.table), x @ theta.table.T)
     assert torch.equal(F.linear(x, theta.matrix), plain)
-    with pytest.raises(RuntimeError, match="multiplied|shapes|size"), Perturbed([theta.matrix], one(), ROWS):
+    with pytest.raises(RuntimeError, match=r"multiplied|shapes|size"), Perturbed([theta.matrix], one(), ROWS):
         F.linear(x[..., :2], theta.matrix)
     assert torch.equal(F.linear(x, theta.matrix), plain)
     assert torch.equal(plain, other)
