@@ -371,6 +371,11 @@ def _bench_flags(parser) -> None:
     parser.add_argument(
         "--memory-column", action=argparse.BooleanOptionalAction, default=True, help="peak memory"
     )
+    parser.add_argument(
+        "--chunks", action="store_true", help="instead: the parallel plan with 1, 2, 4, 8 directions in flight"
+    )
+    parser.add_argument("--memory", action="store_true", help="instead: peak memory of FO and ZO by model size")
+    parser.add_argument("--sizes", default="20M,200M,500M,1B", metavar="A,B,...", help="of --memory")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="save the records")
 
 
@@ -382,8 +387,11 @@ def _whole_number(key: str, text: str) -> int:
 
 
 def _bench(options) -> int:
-    from zo.bench import DTYPES, Setting, run_bench
+    from zo.bench.contenders import DTYPES, Setting
+    from zo.bench.memory import run_memory_bench
+    from zo.bench.timing import run_bench
     from zo.errors import unknown
+    from zo.sizes import model_shape
     from zo.train import pick_device
 
     if options.dtype not in DTYPES:
@@ -400,7 +408,14 @@ def _bench(options) -> int:
     setting = Setting(
         **{key: getattr(options, key) for key in shared}, device=str(pick_device(options.device))
     )
-    run_bench(setting, sorted({1, *queries}), options.rounds, options.memory_column, options.out)
+    if options.memory:
+        sizes = options.sizes.split(",")
+        for size in sizes:
+            model_shape(size, options.architecture)
+        run_memory_bench(setting, sizes, options.out)
+        return 0
+    column = options.memory_column and not options.chunks
+    run_bench(setting, sorted({1, *queries}), options.rounds, column, options.chunks, options.out)
     return 0
 
 

@@ -154,13 +154,15 @@ def estimate_gradient(
     rows = _rows_of_queries(objective, q, sharded)
     signs = (1.0, -1.0) if sides == "two" else (1.0,)
     scales = [sign * epsilon for sign in signs]
-    losses = _evaluate(objective, parameters, directions, rows, scales, plan)  # [q, signs]
+    losses = _evaluate(objective, parameters, directions, rows, scales, plan)  # [q * signs]
     if sides == "two":
-        coefficients = (losses[:, 0] - losses[:, 1]) / (2 * epsilon)
+        losses = _read(losses)
+        plus, minus = losses.view(q, 2).unbind(1)
+        coefficients = (plus - minus) / (2 * epsilon)
     else:
-        base = objective.losses(rows if sharded else None).double().cpu()  # [q] or [1]
-        coefficients = (losses[:, 0] - base) / epsilon
-        losses = torch.cat([base, losses[:, 0]])
+        base = objective.losses(rows if sharded else None)  # [q] or [1]
+        losses = _read(torch.cat([losses, base]))
+        coefficients = (losses[:q] - losses[q:]) / epsilon
     cost = losses.numel() // q if sharded else losses.numel()  # a shard is 1/q of a forward pass
     return Estimate(directions, coefficients, losses.mean().item(), cost, directions.scale)
 
@@ -176,12 +178,12 @@ def _rows_of_queries(objective: Objective, q: int, sharded: bool) -> torch.Tenso
 
 
 def _evaluate(objective, parameters, directions, rows, scales: list[float], plan: Plan) -> torch.Tensor:
-    """[q, signs] losses in fp64 on the host: one read from the device for all of them."""
+    """[q * signs] losses on the device, signs innermost."""
     if plan.kind == "parallel" and objective.model not in _unsupported:
         chunks = torch.arange(len(rows)).split(plan.directions_in_flight)
         passes = [(chunk.tolist(), scales) for chunk in chunks]
         try:
-            return _losses(objective, parameters, directions, rows, passes).view(len(rows), len(scales))
+            return _losses(objective, parameters, directions, rows, passes)
         except UnsupportedOperation as unsupported:
             _unsupported.add(objective.model)
             warnings.warn(
@@ -190,7 +192,7 @@ def _evaluate(objective, parameters, directions, rows, scales: list[float], plan
                 stacklevel=2,
             )
     passes = [([query], [scale]) for query in range(len(rows)) for scale in scales]
-    return _losses(objective, parameters, directions, rows, passes).view(len(rows), len(scales))
+    return _losses(objective, parameters, directions, rows, passes)
 
 
 _unsupported: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
@@ -206,7 +208,12 @@ def _losses(objective, parameters, directions, rows, passes: list[tuple[list[int
         own = rows[queries[0] : queries[-1] + 1].repeat_interleave(len(scales), dim=0)
         with Perturbed(parameters, members, rows.shape[1]):
             losses.append(objective.losses(own))
-    return torch.cat(losses).double().cpu()
+    return torch.cat(losses)
+
+
+def _read(losses: torch.Tensor) -> torch.Tensor:
+    """In fp64 on the host: the only time that a step waits for the device."""
+    return losses.double().cpu()
 
 
 @torch.no_grad()

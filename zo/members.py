@@ -137,7 +137,7 @@ class LowRankMembers(Members):
     def __init__(self, directions: LowRankNoise, scratch, queries, scales, like):
         super().__init__(directions, scratch, queries, scales, like)
         self._rows = directions.draw(self._queries, like.device).to(at_least_fp32(like))
-        self._signed = torch.stack([row * scale for row in self._rows for scale in scales])  # [M, ...]
+        self._signed = torch.stack([self._rows * scale for scale in scales], dim=1).flatten(0, 1)  # [M, ...]
 
     def vector(self, parameter, index):
         z = self._directions.vector(self._signed, index)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from zo.noise import Noise
+
 
 @torch.no_grad()
 def step_as_published(
@@ -33,10 +35,13 @@ def step_as_published(
 
 
 class TunedMezo:
-    """The same algorithm as well as it can be written: one buffer of the largest layer, in-place adds."""
+    """The same algorithm as well as it can be written: one buffer of the largest layer, in-place adds.
 
-    def __init__(self, parameters: Sequence[torch.Tensor]):
-        self._parameters = parameters
+    ``keyed``: with our noise in place of torch's generator, made and added in one pass on a CPU.
+    """
+
+    def __init__(self, parameters: Sequence[torch.Tensor], keyed: bool = False):
+        self._parameters, self._keyed = parameters, keyed
         largest = max(parameters, key=torch.Tensor.numel)
         self._buffer = torch.empty(largest.numel(), dtype=largest.dtype, device=largest.device)
         self._generator = torch.Generator(largest.device)
@@ -54,6 +59,11 @@ class TunedMezo:
         return coefficient
 
     def _perturb(self, scale: float, seed: int) -> None:
+        if self._keyed:
+            noise = Noise("gaussian", seed, 0)
+            for index, parameter in enumerate(self._parameters):
+                noise.add_to_(parameter, scale, [1.0], index)
+            return
         self._generator.manual_seed(seed)
         for parameter in self._parameters:
             z = self._buffer[: parameter.numel()].view(parameter.shape)

@@ -295,5 +295,6 @@ def _private_generator(device: torch.device) -> torch.Generator:
 @lru_cache(maxsize=4)
 def _on_device(weights: tuple[float, ...], device: torch.device) -> torch.Tensor:
     """[q] fp64, copied once for all parameters of an update, without waiting for the device."""
-    host = torch.tensor(weights, dtype=torch.float64, pin_memory=device.type == "cuda")
+    pinned = device.type == "cuda" and torch.cuda.is_available()
+    host = torch.tensor(weights, dtype=torch.float64, pin_memory=pinned)
     return host.to(device, non_blocking=True)

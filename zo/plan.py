@@ -2,12 +2,17 @@
 
 from dataclasses import dataclass
 
+import psutil
+import torch
+
 MOST_IN_FLIGHT = 8
 """Directions, unless the user asks for more."""
 CPU_TOKENS = 2048
 """Of all members of a forward pass together: from here on a CPU's matrix products gain nothing."""
 CPU_LOGITS_BYTES = 256 * 2**20
 """Of all members together: past this a CPU spends its time on page faults."""
+FREE_SHARE = 0.25
+"""Of the free memory, for the logits of all members: their copies in fp32 and the activations need the rest."""
 
 
 @dataclass(frozen=True)
@@ -21,20 +26,30 @@ class Plan:
 
 
 def decide_plan(
-    kind: str, in_flight: int | None, *, q: int, signs: int, tokens: int, vocab_size: int, device: str = "cpu"
+    kind: str,
+    in_flight: int | None,
+    *,
+    q: int,
+    signs: int,
+    tokens: int,
+    vocab_size: int,
+    device: str = "cpu",
+    free_bytes: int | None = None,
 ) -> tuple[Plan, str]:
     """Choose the plan of a run, and say why in words for the log.
 
-    ``kind`` and ``in_flight`` are what the user asked for (``auto`` and None: choose); ``tokens`` is those
-    of one batch, B x T, whose logits are fp32 [tokens, vocab_size] for each member in flight.
+    ``kind`` and ``in_flight`` are what the user asked for (``auto`` and None: choose); ``tokens`` is those of
+    one batch, B x T, whose logits are fp32 [tokens, vocab_size] for each member in flight. ``device`` is its
+    type, ``free_bytes`` what is free on it (None: not known, no limit).
     """
+    logits = signs * tokens * vocab_size * 4
     limits = {f"at most {MOST_IN_FLIGHT} directions": MOST_IN_FLIGHT}
     if device == "cpu":
-        member = tokens * vocab_size * 4
         limits[f"at most {CPU_TOKENS} tokens on a CPU"] = CPU_TOKENS // (signs * tokens)
-        limits[f"at most {CPU_LOGITS_BYTES >> 20} MiB of logits on a CPU"] = CPU_LOGITS_BYTES // (
-            signs * member
-        )
+        limits[f"at most {CPU_LOGITS_BYTES >> 20} MiB of logits on a CPU"] = CPU_LOGITS_BYTES // logits
+    if free_bytes is not None:
+        most = int(FREE_SHARE * free_bytes)
+        limits[f"at most {most >> 20} MiB of logits, {FREE_SHARE:.0%} of the free memory"] = most // logits
     reason = min(limits, key=limits.get)
     chosen = min(q, in_flight or max(1, limits[reason]))
     if in_flight:
@@ -44,3 +59,10 @@ def decide_plan(
     if kind == "auto":
         kind = "sequential" if q == 1 and not in_flight else "parallel"
     return Plan(kind, chosen), f"q = {q}: {reason}"
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a device could still give."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available

@@ -24,7 +24,7 @@ from zo.ledger import Ledger, peak_memory_mb
 from zo.methods import METHODS, State, StepReport
 from zo.models import build_model, parameter_roles, select_scope
 from zo.optimizers import build_optimizers, pack_state, unpack_state
-from zo.plan import Plan, decide_plan
+from zo.plan import Plan, decide_plan, free_memory
 from zo.record import Logs, RunFiles, describe_machine, logs_reach
 from zo.spec import RunSpec, dataset_spec, guide_dataset_spec, total_steps
 
@@ -251,6 +251,7 @@ def _decide_plan(spec: RunSpec, vocab_size: int, device: torch.device) -> tuple[
         tokens=spec.batch_size * spec.block_size,
         vocab_size=vocab_size,
         device=device.type,
+        free_bytes=free_memory(device),
     )
 
 

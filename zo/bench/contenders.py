@@ -1,0 +1,198 @@
+"""What is timed: a model, a batch, and every step that takes its turn on them."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from zo.estimate import Objective, estimate_gradient
+from zo.mezo import TunedMezo, step_as_published
+from zo.models import build_model
+from zo.noise import make_noise
+from zo.plan import MOST_IN_FLIGHT, Plan, decide_plan, free_memory
+from zo.spec import RunSpec
+from zo.train import build_run, pick_device
+
+EPSILON, LEARNING_RATE = 1e-3, 1e-6
+BATCH_FACTORS = (1, 2, 4, 8)
+"""Multiples of the batch among which inference-best is found."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DENSE = ("gaussian", "rademacher")
+FAMILIES = (*DENSE, "lowrank")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all contenders share."""
+
+    model_size: str = "20M"
+    architecture: str = "gpt2"
+    vocab_size: int = 50257
+    batch_size: int = 4
+    block_size: int = 64
+    dtype: str = "fp32"
+    device: str = "cpu"
+    threads: int = 2
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A step to time, how many directions it evaluates, and the forward passes that these need."""
+
+    name: str
+    q: int
+    step: Callable[[], object]
+    forwards: float
+    """That one direction needs at least; 0 for what evaluates none."""
+    members: int = 1
+    """In flight at once: what its memory is compared with."""
+
+
+class Workbench:
+    """A model, a batch, and every contender on them."""
+
+    def __init__(self, setting: Setting):
+        self.setting, self.device = setting, pick_device(setting.device)
+        torch.set_num_threads(setting.threads)
+        s = setting
+        self.model = build_model(
+            s.model_size, s.architecture, s.vocab_size, 0, device=self.device, dtype=DTYPES[s.dtype]
+        )
+        self.parameters = list(self.model.parameters())
+        generator = torch.Generator().manual_seed(0)
+        shape = (s.batch_size, s.block_size + 1)
+        self.blocks = torch.randint(s.vocab_size, shape, generator=generator).to(self.device)
+        self.seed = 0
+
+    def objective(self, repeats: int = 1) -> Objective:
+        """The loss of the batch, repeated to ``repeats`` times its size."""
+        blocks = self.blocks.repeat(repeats, 1)
+        return Objective(self.model, F.cross_entropy, {"input_ids": blocks[:, :-1]}, blocks[:, 1:])
+
+    def infer(self, repeats: int = 1) -> torch.Tensor:
+        """One forward pass and its loss, nothing else."""
+        with torch.no_grad():
+            return self.objective(repeats).losses()
+
+    def contenders(self, queries: list[int]) -> list[Contender]:
+        """Everything that is compared, by name and q."""
+        return [*self.baselines(), *(contender for q in queries for contender in self.ours(q))]
+
+    def baselines(self) -> Iterator[Contender]:
+        """Inference, an FO step, MeZO, and a noise pass of each dense family."""
+        yield Contender("inference", 1, self.infer, 1)
+        for n in BATCH_FACTORS[1:]:
+            yield Contender(f"inference x{n}", n, lambda n=n: self.infer(n), 1, members=n)
+        yield Contender("fo", 1, self.step_fo, 1)
+        yield Contender("mezo", 1, self.step_mezo, 2)
+        for name, keyed in (("mezo-tuned", False), ("mezo-tuned-philox", True)):
+            yield Contender(name, 1, self.tuned_mezo(keyed), 2)
+        for family in DENSE:
+            yield Contender(f"noise-{family}", 1, self.noise_pass(family), 0)
+
+    def ours(self, q: int) -> Iterator[Contender]:
+        """Every family and plan at one q, and the real trainer's step."""
+        for family in FAMILIES:
+            yield self.zo(f"{family}-sequential", q, family, Plan("sequential"))
+            yield self.zo(f"{family}-parallel", q, family, self.plan(q))
+        yield self.zo("lowrank-parallel-onesided", q, "lowrank", self.plan(q, 1), "one")
+        if q > 1 and self.setting.batch_size % q == 0:
+            yield self.zo("lowrank-sharded", q, "lowrank", Plan("parallel", q), sharded=True)
+        if self.setting.dtype == "fp32":
+            yield self.train_loop(q)
+
+    def chunks(self, q: int) -> Iterator[Contender]:
+        """The parallel plan with 1, 2, 4 ... directions in flight: which one ``auto`` should choose."""
+        for family in FAMILIES:
+            for n in (n for n in (1, 2, 4, 8) if n <= min(q, MOST_IN_FLIGHT)):
+                yield self.zo(f"{family}-parallel, {n} in flight", q, family, Plan("parallel", n))
+
+    def plan(self, q: int, signs: int = 2) -> Plan:
+        """With as many directions in flight as ``plan: auto`` chooses."""
+        s = self.setting
+        tokens = s.batch_size * s.block_size
+        shape = {"q": q, "signs": signs, "tokens": tokens, "vocab_size": s.vocab_size}
+        free = free_memory(self.device)
+        return decide_plan("parallel", None, **shape, device=self.device.type, free_bytes=free)[0]
+
+    def zo(self, name: str, q: int, family: str, plan: Plan, sides: str = "two", sharded=False) -> Contender:
+        """One whole SGD step of ours: estimate and update."""
+        shared = {"q": q, "epsilon": EPSILON, "sides": sides, "sharded": sharded, "plan": plan}
+
+        def step():
+            self.seed += 1
+            noise = make_noise(family, self.seed, 1, self.parameters)
+            estimate = estimate_gradient(self.objective(), self.parameters, noise, **shared)
+            return estimate.add_to_(self.parameters, -LEARNING_RATE)
+
+        signs = 2 if sides == "two" else 1
+        forwards = 2 if sharded else q * 2 if sides == "two" else q + 1
+        members = 1 if plan.kind == "sequential" else min(q, plan.directions_in_flight) * signs
+        return Contender(name, q, step, forwards / q, members=2 if sharded else members)
+
+    def step_fo(self) -> None:
+        """Backprop and plain SGD."""
+        for parameter in self.parameters:
+            parameter.requires_grad_()
+        gradients = torch.autograd.grad(self.objective().losses().sum(), self.parameters)
+        with torch.no_grad():
+            for parameter, gradient in zip(self.parameters, gradients, strict=True):
+                parameter.add_(gradient, alpha=-LEARNING_RATE)
+
+    def step_mezo(self) -> None:
+        """MeZO as published."""
+        with torch.random.fork_rng(devices=[]):
+            self.seed += 1
+            loss = self.objective().losses
+            step_as_published(lambda: loss()[0], self.parameters, EPSILON, LEARNING_RATE, self.seed)
+
+    def tuned_mezo(self, keyed: bool) -> Callable[[], object]:
+        """MeZO without temporaries: with torch's generator, or ``keyed`` with ours."""
+        mezo = TunedMezo(self.parameters, keyed)
+
+        def step():
+            self.seed += 1
+            loss = self.objective().losses
+            return mezo.step(lambda: loss()[0], EPSILON, LEARNING_RATE, self.seed)
+
+        return step
+
+    def noise_pass(self, family: str) -> Callable[[], None]:
+        """The noise of one direction at every parameter, once."""
+        largest = max(self.parameters, key=torch.Tensor.numel)
+        buffer = torch.empty(largest.numel(), device=self.device)
+
+        def step():
+            self.seed += 1
+            noise = make_noise(family, self.seed, 1)
+            for index, parameter in enumerate(self.parameters):
+                noise.fill_(buffer[: parameter.numel()].view(parameter.shape), 0, index)
+
+        return step
+
+    def train_loop(self, q: int) -> Contender:
+        """The real trainer's step for the low-rank cell: batch, schedule, ledger and all."""
+        s = self.setting
+        tokenizer = {"tokenizer": "gpt2"} if s.vocab_size == 50257 else {"tokenizer": "bpe"}
+        if s.vocab_size != 50257:
+            tokenizer["vocab_size"] = s.vocab_size
+        spec = RunSpec.make(
+            mode="ZO",
+            scope="full",
+            query_budget_q=q,
+            direction_family="lowrank",
+            plan="parallel",
+            learning_rate=LEARNING_RATE,
+            max_steps=10**6,
+            model_size=s.model_size,
+            architecture=s.architecture,
+            batch_size=s.batch_size,
+            block_size=s.block_size,
+            **tokenizer,
+        )
+        cache = Path(tempfile.gettempdir()) / "zo-bench-cache"
+        run, _ = build_run(spec, cache, self.device)
+        return Contender("train-loop", q, run.take_step, 2)

@@ -1,0 +1,155 @@
+"""Peak memory, each contender in a fresh process: what one leaves behind would hide the next one's peak."""
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from zo.bench.contenders import LEARNING_RATE, Contender, Setting, Workbench
+from zo.files import write_json
+from zo.plan import Plan
+from zo.sizes import SIZES
+
+MEMORY_SIZES = ("20M", "200M", "500M", "1B")
+MEMORY_Q = 8
+STEPS = 2
+"""Before a peak is read: what is made once exists, what is freed has been freed."""
+
+
+def extra_memory(setting: Setting, contender: Contender) -> float:
+    """MiB that a contender takes above inference with as many tokens in flight."""
+    task = {"name": contender.name, "q": contender.q, "members": contender.members}
+    return _measure_in_child(setting, task)["extra"]
+
+
+def run_memory_bench(setting: Setting, sizes: list[str], out: Path | None) -> None:
+    """Peaks of FO and ZO steps for models of several sizes: print a table, save the records."""
+    records = []
+    for size in sizes:
+        for name in MEMORY_STEPS:
+            task = {"memory": name, "members": 1}
+            try:
+                found = _measure_in_child(replace(setting, model_size=size), task)
+            except subprocess.CalledProcessError:
+                found = dict.fromkeys(("loaded", "extra", "peak"))
+            records.append({"model_size": size, "name": name} | found)
+            Console(stderr=True).print(size, name, found, highlight=False)
+    _print_peaks(setting, records)
+    if out:
+        write_json(out, records)
+
+
+def _step_of(name: str, bench: Workbench) -> Callable[[], object]:
+    """One of MEMORY_STEPS on a model."""
+    if name == "fo-sgd":
+        return bench.step_fo
+    if name == "fo-adam":
+        return _adam_step(bench)
+    family, kind = name.split("-")
+    plan = Plan("sequential") if kind == "sequential" else bench.plan(MEMORY_Q)
+    return bench.zo(name, MEMORY_Q, family, plan).step
+
+
+MEMORY_STEPS = ("fo-sgd", "fo-adam", "gaussian-sequential", "gaussian-parallel", "lowrank-parallel")
+
+
+def _adam_step(bench: Workbench) -> Callable[[], None]:
+    optimizer = torch.optim.Adam(bench.parameters, lr=LEARNING_RATE)
+
+    def step():
+        for parameter in bench.parameters:
+            parameter.requires_grad_()
+        bench.objective().losses().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _print_peaks(setting: Setting, records: list[dict]) -> None:
+    s = setting
+    title = f"{s.architecture}, vocabulary {s.vocab_size}, {s.batch_size} x {s.block_size} tokens, {s.dtype}"
+    table = Table(title=f"{title}, {s.device}, ZO with q = {MEMORY_Q}; MiB", title_justify="left")
+    for head in ("size", "step", "model loaded", "peak above it", "whole peak", "FO SGD over it"):
+        table.add_column(head, justify="right")
+    for r in records:
+        cells = ["did not fit" if r[key] is None else f"{r[key]:.0f}" for key in ("loaded", "extra", "peak")]
+        fo = next(o["extra"] for o in records if (o["model_size"], o["name"]) == (r["model_size"], "fo-sgd"))
+        times = f"{fo / r['extra']:.1f}" if fo and r["extra"] else ""
+        table.add_row(r["model_size"], r["name"], *cells, times)
+    Console(width=120).print(table)
+
+
+# -- in the child -----------------------------------------------------------------------------------
+
+
+def _measure_in_child(setting: Setting, task: dict) -> dict[str, float]:
+    command = [sys.executable, "-m", "zo.bench.memory", json.dumps(task | {"setting": asdict(setting)})]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _measure(task: dict) -> dict[str, float]:
+    """MiB: the process with its model loaded, the peak of its steps above that or above inference, in all."""
+    setting = Setting(**task["setting"])
+    _warm_up(setting)
+    bench = Workbench(setting)
+    if "memory" in task:
+        step = _step_of(task["memory"], bench)
+        loaded = _now_mb(bench.device)
+    else:
+        step = next(c.step for c in bench.contenders([task["q"]]) if c.name == task["name"])
+        _reset_peak(bench.device)
+        for _ in range(STEPS):
+            bench.infer(task["members"])
+        loaded = _peak_mb(bench.device)
+    _reset_peak(bench.device)
+    for _ in range(STEPS):
+        step()
+    peak = _peak_mb(bench.device)
+    return {"loaded": loaded, "extra": peak - loaded, "peak": peak}
+
+
+def _warm_up(setting: Setting) -> None:
+    """Load what every process loads once, code above all, on a model that weighs nothing."""
+    tiny = Workbench(replace(setting, model_size=SIZES[0]))
+    for family in ("gaussian", "rademacher", "lowrank"):
+        tiny.zo("", 2, family, Plan("parallel", 1)).step()
+    tiny.step_fo()
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists():
+        clear.write_text("5")  # proc(5): resets the peak resident set size
+
+
+def _peak_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+def _now_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device) / 2**20
+    return psutil.Process().memory_info().rss / 2**20
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure(json.loads(sys.argv[1]))))
