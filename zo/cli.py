@@ -372,9 +372,13 @@ def _bench_flags(parser) -> None:
         "--memory-column", action=argparse.BooleanOptionalAction, default=True, help="peak memory"
     )
     parser.add_argument(
-        "--chunks", action="store_true", help="instead: the parallel plan with 1, 2, 4, 8 directions in flight"
+        "--chunks",
+        action="store_true",
+        help="instead: the parallel plan with 1, 2, 4, 8 directions in flight",
     )
-    parser.add_argument("--memory", action="store_true", help="instead: peak memory of FO and ZO by model size")
+    parser.add_argument(
+        "--memory", action="store_true", help="instead: peak memory of FO and ZO by model size"
+    )
     parser.add_argument("--sizes", default="20M,200M,500M,1B", metavar="A,B,...", help="of --memory")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="save the records")
 

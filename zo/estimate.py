@@ -87,37 +87,14 @@ class Estimate:
         return [self.gradient(parameter, index) for index, parameter in enumerate(parameters)]
 
     @torch.no_grad()
-    def add_to_(self, parameters: Sequence[torch.Tensor], alpha: float) -> torch.Tensor:
-        """Parameters += alpha * g_hat, a block of noise at a time; the norm of g_hat, [] on their device."""
-        squares, weights = 0.0, self.weights()
-        for index, parameter in enumerate(parameters):
-            if self.factored(parameter):  # never made dense: one product straight into the parameter
-                a, b = self.directions.weighted_factors(weights, index, parameter)
-                squares += _square_of_product(a, b)
-                parameter.addmm_(a, b.T, alpha=alpha)
-            else:
-                squares += self.directions.add_to_(torch.atleast_1d(parameter), alpha, weights, index)
-        return torch.as_tensor(squares, dtype=torch.float64).clamp(min=0).sqrt()
+    def add_to_(self, parameters: Sequence[torch.Tensor], alpha: float) -> None:
+        """Parameters += alpha * g_hat; no dense gradient is made."""
+        self.directions.update_(parameters, alpha, self.weights())
 
-    def factored(self, parameter: torch.Tensor) -> bool:
-        """Whether g_hat at it is one product of factors, smaller than itself: A B^T, with no dense gradient.
-
-        Not in half precision, where the product would be rounded before it is added.
-        """
-        if not isinstance(self.directions, LowRankNoise) or parameter.dtype != at_least_fp32(parameter):
-            return False
-        columns = len(self.coefficients) * self.directions.rank
-        return parameter.ndim == 2 and 2 * columns <= min(parameter.shape)
-
+    @torch.no_grad()
     def norm(self, parameters: Sequence[torch.Tensor]) -> float:
         """|g_hat| over all parameters."""
-        squares, weights = 0.0, self.weights()
-        for index, parameter in enumerate(parameters):
-            if self.factored(parameter):
-                squares += _square_of_product(*self.directions.weighted_factors(weights, index, parameter))
-            else:
-                squares += _square(self.gradient(parameter, index))
-        return float(squares) ** 0.5
+        return max(self.directions.square_norm(parameters, self.weights()), 0.0) ** 0.5
 
     def replaced_by_noise(self, parameters: Sequence[torch.Tensor]) -> "Estimate":
         """Independent noise of the same norm (the Random control)."""
@@ -204,7 +181,7 @@ def _losses(objective, parameters, directions, rows, passes: list[tuple[list[int
     kind = LowRankMembers if isinstance(directions, LowRankNoise) else DenseMembers
     scratch, losses = Scratch(), []
     for queries, scales in passes:
-        members = kind(directions, scratch, queries, scales, like=parameters[0])
+        members = kind(directions, scratch, queries, scales, parameters)
         own = rows[queries[0] : queries[-1] + 1].repeat_interleave(len(scales), dim=0)
         with Perturbed(parameters, members, rows.shape[1]):
             losses.append(objective.losses(own))
@@ -252,8 +229,9 @@ def backpropagate(
 
 
 def dense_norm(tensors: Sequence[torch.Tensor]) -> float:
-    """Euclidean norm over all tensors."""
-    return sum(_square(tensor) for tensor in tensors) ** 0.5
+    """Euclidean norm over all tensors: one read from the device."""
+    norms = torch._foreach_norm(list(tensors), 2, dtype=torch.float64)
+    return torch.linalg.vector_norm(torch.stack(norms)).item()
 
 
 def cosine(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> float:
@@ -261,15 +239,6 @@ def cosine(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> float
     dot = sum(torch.sum(a.double() * b.double()).item() for a, b in zip(left, right, strict=True))
     norms = dense_norm(left) * dense_norm(right)
     return dot / norms if norms else 0.0
-
-
-def _square_of_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """|A B^T|^2 from the factors' Gram matrices."""
-    return torch.sum((a.T @ a).double() * (b.T @ b).double())
-
-
-def _square(tensor: torch.Tensor) -> float:
-    return torch.linalg.vector_norm(tensor, dtype=torch.float64).item() ** 2
 
 
 def zo_gradient_estimator(

@@ -20,10 +20,7 @@ from zo.scratch import Scratch
 
 
 class Members:
-    """What a perturbed forward pass asks of them. ``index`` is a parameter's place, None if not perturbed.
-
-    ``like`` is typed and placed as the parameters are.
-    """
+    """What a perturbed forward pass asks of them. ``index`` is a parameter's place, None if not perturbed."""
 
     def __init__(
         self,
@@ -31,12 +28,12 @@ class Members:
         scratch: Scratch,
         queries: Sequence[int],
         scales: Sequence[float],
-        like: torch.Tensor,
+        parameters: Sequence[torch.Tensor],
     ):
         self._directions, self._scratch, self._seen = directions, scratch, set()
         self._queries, self._scales = list(queries), list(scales)
         self.count = len(self._queries) * len(self._scales)
-        directions.prepare(self._queries, like.device)
+        directions.prepare(self._queries, parameters[0].device)
 
     def whole(self, parameter: torch.Tensor, index: int) -> torch.Tensor:
         """A parameter of any shape as the first member sees it."""
@@ -134,19 +131,29 @@ class DenseMembers(Members):
 class LowRankMembers(Members):
     """Members whose directions have rank r: one shared product, to which each direction adds its own part."""
 
-    def __init__(self, directions: LowRankNoise, scratch, queries, scales, like):
-        super().__init__(directions, scratch, queries, scales, like)
-        self._rows = directions.draw(self._queries, like.device).to(at_least_fp32(like))
-        self._signed = torch.stack([self._rows * scale for scale in scales], dim=1).flatten(0, 1)  # [M, ...]
+    def __init__(self, directions: LowRankNoise, scratch, queries, scales, parameters):
+        super().__init__(directions, scratch, queries, scales, parameters)
+        drawn, wide = directions.draw(queries, parameters[0].device), at_least_fp32(parameters[0])
+        self._factors = drawn.factors.to(wide)  # [K, r, columns]
+        self._signed = self._times_scales(self._factors, directions.root)  # [M, r, columns]
+        others = [p for p, matrix in zip(parameters, directions.matrices, strict=True) if not matrix]
+        if others:  # all vectors are perturbed at once, [M, elements]
+            theta = torch.cat([parameter.flatten() for parameter in others]).to(wide)
+            self._vectors = theta + self._times_scales(drawn.vectors.to(wide), 1.0)
+
+    def _times_scales(self, drawn: torch.Tensor, factor: float) -> torch.Tensor:
+        """[K, ...] -> [M, ...]"""
+        return torch.stack([drawn * (scale * factor) for scale in self._scales], dim=1).flatten(0, 1)
 
     def vector(self, parameter, index):
-        z = self._directions.vector(self._signed, index)
-        return (parameter + z.to(at_least_fp32(parameter))).to(parameter.dtype)
+        own = self._directions.vector(self._vectors, index).to(parameter.dtype)
+        return own.view(self.count, *parameter.shape)
 
     def look_up(self, ids, table, index):
-        (u, _), (_, v) = (self._directions.factors(rows, index) for rows in (self._rows, self._signed))
+        u, _ = self._directions.split(self._factors, index)
+        _, v = self._directions.split(self._signed, index)
         each = torch.arange(len(u), device=ids.device)[:, None]
-        left = u[each, ids.reshape(len(u), -1)].view(*ids.shape, -1)
+        left = u.transpose(1, 2)[each, ids.reshape(len(u), -1)].view(*ids.shape, -1)
         return self._add_outer(F.embedding(ids, table), left, v)
 
     def multiply(self, x, weight, index, bias, bias_index, out_first):
@@ -161,38 +168,36 @@ class LowRankMembers(Members):
         if index is None:
             own.copy_(x.new_zeros(()) if bias is None else bias.to(own.dtype))
         else:
-            u, v = self._directions.factors(self._rows, index)
-            signed_u, signed_v = self._directions.factors(self._signed, index)
-            inner, outer = (v, signed_u) if out_first else (u, signed_v)
+            inner = self._directions.split(self._factors, index)[out_first]
+            outer = self._directions.split(self._signed, index)[not out_first]
             left = self._project(rows, inner.to(x.dtype)).view(*x.shape[:-1], -1)
             self._add_outer(bias, left, outer, out=own)
         own.view(len(rows), -1).addmm_(rows, matrix)
         return own
 
     def _project(self, rows: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
-        """[K, S n, r]: each direction's rows times its own factor [in, r]; on a CPU one by one is faster."""
+        """[K, S n, r]: each direction's rows times its own factor [r, in]; on a CPU one by one is faster."""
         own = rows.view(len(inner), -1, rows.shape[-1])
         if rows.device.type != "cpu":
-            return own @ inner
-        if inner.shape[-1] == 1:
-            return torch.stack([part.mv(factor[:, 0]) for part, factor in zip(own, inner, strict=True)])
-        return torch.stack([part @ factor for part, factor in zip(own, inner, strict=True)])
+            return own @ inner.transpose(1, 2)
+        if inner.shape[1] == 1:
+            return torch.stack([part.mv(factor[0]) for part, factor in zip(own, inner, strict=True)])
+        return torch.stack([part @ factor.T for part, factor in zip(own, inner, strict=True)])
 
     def _add_outer(self, start, left, right, out=None) -> torch.Tensor:
-        """Start + left right^T for every member, [M, n, d].
+        """Start + left right for every member, [M, n, d].
 
-        ``left`` [M, n, r], ``right`` [M, d, r]; ``start`` broadcasts, None is 0; ``out`` None is ``start``.
+        ``left`` [M, n, r], ``right`` [M, r, d]; ``start`` broadcasts, None is 0; ``out`` None is ``start``.
         """
         out = start if out is None else out
-        right = right.to(out.dtype)
+        left, right = left.to(out.dtype), right.to(out.dtype)
         if left.shape[-1] == 1:
-            left, row = left.to(out.dtype), right[:, None, :, 0]  # [M, 1, d]
             if start is None:
-                return torch.mul(left, row, out=out)
-            return torch.addcmul(start.to(out.dtype), left, row, out=out)
+                return torch.mul(left, right, out=out)
+            return torch.addcmul(start.to(out.dtype), left, right, out=out)
         if start is not out:
             out.copy_(out.new_zeros(()) if start is None else start)
-        return out.baddbmm_(left.to(out.dtype), right.transpose(1, 2))
+        return out.baddbmm_(left, right)
 
 
 def _product_dtype(x: torch.Tensor) -> torch.dtype:

@@ -52,8 +52,8 @@ class StepReport:
     loss: float
     forward_passes: int
     backward_passes: int = 0
-    norm: float | torch.Tensor | None = None
-    """Of the direction that was descended along; on the device until somebody reads ``grad_norm``."""
+    norm: Callable[[], float] | None = None
+    """Of the direction that was descended along: what ``grad_norm`` calls, which few steps' logs read."""
     cosine: float | None = None
     """Of the estimate with the backprop gradient that guided it (Instruct)."""
     scalars: dict = field(default_factory=dict)
@@ -61,8 +61,8 @@ class StepReport:
 
     @property
     def grad_norm(self) -> float | None:
-        """The norm as a number: waits for the device."""
-        return None if self.norm is None else float(self.norm)
+        """Norm of the direction that was descended along; waits for the device."""
+        return self.norm and self.norm()
 
 
 class Method:
@@ -101,13 +101,12 @@ class FO(Method):
         return 1
 
     def step(self, state, batch, guide):
-        from zo.estimate import backpropagate, dense_norm
+        from zo.estimate import backpropagate
 
         loss, gradient, passes = backpropagate(
             state.objective, batch, state.parameters, state.spec.gradient_accumulation
         )
-        _descend(state, gradient)
-        return StepReport(loss, passes, passes, dense_norm(gradient))
+        return StepReport(loss, passes, passes, _descend(state, gradient))
 
 
 class ZO(Method):
@@ -153,16 +152,16 @@ class Calibrate(ZO):
         return int(step % spec.bp_interval == 0)
 
     def step(self, state, batch, guide):
-        from zo.estimate import backpropagate, dense_norm
+        from zo.estimate import backpropagate
 
         if state.step % state.spec.bp_interval:
             return super().step(state, batch, guide)
         loss, gradient, passes = backpropagate(state.objective, guide, state.parameters)
         if state.spec.bp_learning_rate is not None:  # the schedule's factor applies to both rates
             state.learning_rate *= state.spec.bp_learning_rate / state.spec.learning_rate
-        _descend(state, gradient)
+        norm = _descend(state, gradient)
         scalars = {"backprop": True, "learning_rate": state.learning_rate}
-        return StepReport(loss, passes, passes, dense_norm(gradient), scalars=scalars)
+        return StepReport(loss, passes, passes, norm, scalars=scalars)
 
 
 class Instruct(ZO):
@@ -251,9 +250,7 @@ def _estimate(state: State, batch, directions=None) -> Estimate:
     )
 
 
-def _report(
-    estimate: Estimate, norm: float | torch.Tensor, backward: int = 0, cosine=None, scalars=None
-) -> StepReport:
+def _report(estimate: Estimate, norm, backward: int = 0, cosine=None, scalars=None) -> StepReport:
     return StepReport(
         loss=estimate.loss,
         forward_passes=estimate.forward_passes + backward,  # each backward pass came with its forward pass
@@ -264,8 +261,18 @@ def _report(
     )
 
 
-def _descend(state: State, direction: Estimate | list[torch.Tensor]) -> float | torch.Tensor:
-    """Step along ``direction`` with the run's optimizers; the direction's norm.
+def needs_dense_gradient(spec: RunSpec) -> bool:
+    """Whether a run holds gradients as large as its parameters: all do but ZO under plain SGD."""
+    method = METHODS[spec.mode]
+    return bool(method.uses & BACKPROP) or (bool(method.uses) and not _plain_sgd(spec))
+
+
+def _plain_sgd(spec: RunSpec) -> bool:
+    return spec.optimizer == "sgd" and not spec.momentum and not spec.weight_decay
+
+
+def _descend(state: State, direction: Estimate | list[torch.Tensor]) -> Callable[[], float]:
+    """Step along ``direction`` with the run's optimizers; a function for the direction's norm.
 
     Plain SGD applies an estimate in its compact form, one parameter's noise at a time; every other
     optimizer is torch's own and reads a dense gradient.
@@ -273,9 +280,9 @@ def _descend(state: State, direction: Estimate | list[torch.Tensor]) -> float | 
     from zo.estimate import Estimate, dense_norm
     from zo.optimizers import set_learning_rate
 
-    plain_sgd = state.spec.optimizer == "sgd" and not state.spec.momentum and not state.spec.weight_decay
-    if plain_sgd and isinstance(direction, Estimate):
-        return direction.add_to_(state.parameters, -state.learning_rate)
+    if isinstance(direction, Estimate) and _plain_sgd(state.spec):
+        direction.add_to_(state.parameters, -state.learning_rate)
+        return lambda: direction.norm(state.parameters)
     dense = direction.gradients(state.parameters) if isinstance(direction, Estimate) else direction
     set_learning_rate(state.optimizers, state.learning_rate)
     for parameter, gradient in zip(state.parameters, dense, strict=True):
@@ -283,4 +290,5 @@ def _descend(state: State, direction: Estimate | list[torch.Tensor]) -> float | 
     for optimizer in state.optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return dense_norm(dense)
+    norm = dense_norm(dense)  # now: a report must not keep the gradient
+    return lambda: norm

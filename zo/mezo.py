@@ -60,9 +60,7 @@ class TunedMezo:
 
     def _perturb(self, scale: float, seed: int) -> None:
         if self._keyed:
-            noise = Noise("gaussian", seed, 0)
-            for index, parameter in enumerate(self._parameters):
-                noise.add_to_(parameter, scale, [1.0], index)
+            Noise("gaussian", seed, 0).update_(self._parameters, scale, [1.0])
             return
         self._generator.manual_seed(seed)
         for parameter in self._parameters:

@@ -6,8 +6,8 @@ the evaluations used (MeZO, arXiv 2305.17333, keeps one seed a step; one key a t
 layers and queries independent jobs). The global generators are neither read nor written.
 """
 
-import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -87,20 +87,33 @@ class Directions:
             self._sum_block(total[rows], weights, parameter, rows.start)
         return total
 
-    def add_to_(
-        self, theta: torch.Tensor, alpha: float, weights: Sequence[float], parameter: int
-    ) -> torch.Tensor | float:
-        """Theta += alpha sum_i weights[i] u_i, block by block; the sum's square norm, on theta's device."""
-        squares = 0.0
+    def update_(self, parameters: Sequence[torch.Tensor], alpha: float, weights: Sequence[float]) -> None:
+        """Parameters += alpha sum_i weights[i] u_i, a block of rows at a time."""
+        for index, parameter in enumerate(parameters):
+            self._update_one_(torch.atleast_1d(parameter), alpha, weights, index)
+
+    def _update_one_(self, theta, alpha: float, weights: Sequence[float], parameter: int) -> None:
         for rows in row_blocks(theta):
             part = theta[rows]
             total = part.new_empty(part.shape, dtype=at_least_fp32(part))
             self._sum_block(total, weights, parameter, rows.start)
-            squares += torch.linalg.vector_norm(total, dtype=torch.float64) ** 2
             if part.dtype == total.dtype:
                 part.add_(total, alpha=alpha)
             else:  # half precision: one rounding, of the sum
                 part.copy_(part + total.mul_(alpha))
+
+    def square_norm(self, parameters: Sequence[torch.Tensor], weights: Sequence[float]) -> float:
+        """|sum_i weights[i] u_i|^2 over all parameters."""
+        return float(
+            sum(self._square_norm(torch.atleast_1d(p), weights, i) for i, p in enumerate(parameters))
+        )
+
+    def _square_norm(self, theta, weights: Sequence[float], parameter: int) -> torch.Tensor | float:
+        squares = 0.0
+        for rows in row_blocks(theta):
+            total = torch.empty_like(theta[rows], dtype=at_least_fp32(theta))
+            self._sum_block(total, weights, parameter, rows.start)
+            squares += torch.linalg.vector_norm(total, dtype=torch.float64) ** 2
         return squares
 
     def _sum_block(self, total: torch.Tensor, weights: Sequence[float], parameter: int, start: int) -> None:
@@ -160,9 +173,9 @@ class Noise(Directions):
         first = start * (total.numel() // len(total))
         philox.sum_(self._kind, total, weights, first, self._keys(weights, parameter))
 
-    def add_to_(self, theta, alpha, weights, parameter):
+    def _update_one_(self, theta, alpha, weights, parameter):
         if theta.device.type != "cpu" or theta.dtype != at_least_fp32(theta):
-            return super().add_to_(theta, alpha, weights, parameter)
+            return super()._update_one_(theta, alpha, weights, parameter)
         return philox.add_sum_(self._kind, theta, alpha, weights, 0, self._keys(weights, parameter))
 
     def _keys(self, weights: Sequence[float], parameter: int) -> list[int]:
@@ -173,91 +186,134 @@ class Noise(Directions):
         return Noise("gaussian", *self._seed_step, stream=CONTROL)
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """Low-rank directions of K queries, every parameter's in one tensor: fp32."""
+
+    factors: torch.Tensor
+    """[K, r, sum of m + n over the matrices]"""
+    vectors: torch.Tensor
+    """[K, elements of all other parameters]"""
+
+
 class LowRankNoise(Directions):
     """Directions of rank r at every matrix, z = (1/sqrt(r)) U V^T with U, V ~ N(0, I); Gaussian at vectors.
 
-    E[vec z vec z^T] = I as for Gaussian noise, but a direction is (m + n) r numbers instead of m n: one flat
-    row holds a direction of the whole model, made in one draw. ``shapes`` are the parameters', in order.
+    E[vec z vec z^T] = I as for Gaussian noise, but a direction is (m + n) r numbers instead of m n: those of
+    the whole model are made in two draws. ``shapes`` are the parameters', in order.
     """
 
     def __init__(self, seed: int, step: int, shapes: Sequence[torch.Size], rank: int):
         self.rank, self._shapes, self._seed_step = rank, shapes, (seed, step)
         self._key = mix(seed, step, DIRECTIONS)
-        sizes = [rank * sum(shape) if len(shape) == 2 else shape.numel() for shape in shapes]
-        self._starts = list(itertools.accumulate(sizes, initial=0))
-        self._kept: tuple[tuple[int, ...], torch.Tensor] = ((), torch.empty(0))
+        self.matrices = [len(shape) == 2 for shape in shapes]
+        self._places, columns = [], {True: 0, False: 0}
+        for shape, matrix in zip(shapes, self.matrices, strict=True):
+            self._places.append(columns[matrix])
+            columns[matrix] += sum(shape) if matrix else shape.numel()
+        self._columns = columns
+        self._kept: tuple[tuple[int, ...], Drawn] = ((), Drawn(torch.empty(0), torch.empty(0)))
 
-    def draw(self, queries: Sequence[int], device: torch.device) -> torch.Tensor:
-        """[len(queries), r (m + n) summed over matrices + vectors] fp32; the last ones asked for are kept."""
+    @property
+    def root(self) -> float:
+        """1/sqrt(r), by which U V^T is multiplied."""
+        return self.rank**-0.5
+
+    def draw(self, queries: Sequence[int], device: torch.device) -> Drawn:
+        """Make directions; the last ones asked for are kept."""
         queries = tuple(queries)
-        if self._kept[0] != queries or self._kept[1].device != device:
-            rows = torch.empty(len(queries), self._starts[-1], device=device)
-            for row, query in zip(rows, queries, strict=True):
-                _draw(philox.GAUSSIAN, row, mix(self._key, query))
-            self._divide_u_(rows)
-            self._kept = queries, rows
+        if self._kept[0] != queries or self._kept[1].factors.device != device:
+            factors = torch.empty(len(queries), self.rank, self._columns[True], device=device)
+            vectors = torch.empty(len(queries), self._columns[False], device=device)
+            for query, own_factors, own_vectors in zip(queries, factors, vectors, strict=True):
+                _draw(philox.GAUSSIAN, own_factors, mix(self._key, query, 0))
+                _draw(philox.GAUSSIAN, own_vectors, mix(self._key, query, 1))
+            self._kept = queries, Drawn(factors, vectors)
         return self._kept[1]
-
-    def _divide_u_(self, rows: torch.Tensor) -> None:
-        """By sqrt(r), once for all uses."""
-        if self.rank > 1:
-            for index, shape in enumerate(self._shapes):
-                if len(shape) == 2:
-                    self.factors(rows, index)[0].div_(self.rank**0.5)
 
     def prepare(self, queries, device):
         self.draw(queries, device)
 
-    def _row(self, query: int, device: torch.device) -> torch.Tensor:
-        """[1, ...]: one direction's, out of the ones kept if it is there."""
-        queries, rows = self._kept
-        if query in queries and rows.device == device:
-            return rows[queries.index(query)][None]
+    def _draw_one(self, query: int, device: torch.device) -> Drawn:
+        """K = 1: out of the ones kept if it is there."""
+        queries, drawn = self._kept
+        if query in queries and drawn.factors.device == device:
+            place = slice(queries.index(query), queries.index(query) + 1)
+            return Drawn(drawn.factors[place], drawn.vectors[place])
         return self.draw([query], device)
 
-    def factors(self, rows: torch.Tensor, parameter: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """U [K, m, r], already divided by sqrt(r), and V [K, n, r] of a matrix; None for a vector."""
-        shape = self._shapes[parameter]
-        if len(shape) != 2:
-            return None
-        part = rows[:, self._starts[parameter] : self._starts[parameter + 1]]
-        u, v = part.split([shape[0] * self.rank, shape[1] * self.rank], dim=1)
-        return u.unflatten(1, (shape[0], self.rank)), v.unflatten(1, (shape[1], self.rank))
+    def split(self, factors: torch.Tensor, parameter: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """U [..., m] and V [..., n] of a matrix: views of factors [..., all columns]."""
+        (m, n), start = self._shapes[parameter], self._places[parameter]
+        return factors[..., start : start + m], factors[..., start + m : start + m + n]
 
-    def vector(self, rows: torch.Tensor, parameter: int) -> torch.Tensor:
-        """[K, *shape] of a parameter that is no matrix."""
-        part = rows[:, self._starts[parameter] : self._starts[parameter + 1]]
-        return part.view(len(rows), *self._shapes[parameter])
+    def vector(self, vectors: torch.Tensor, parameter: int) -> torch.Tensor:
+        """[..., elements] of a parameter that is no matrix: a view of vectors [..., all elements]."""
+        start = self._places[parameter]
+        return vectors[..., start : start + self._shapes[parameter].numel()]
 
     def fill_(self, out, query, parameter, start=0):
-        row = self._row(query, out.device)
-        factors = self.factors(row, parameter)
-        if factors is None:
-            z = torch.atleast_1d(self.vector(row, parameter)[0])
-            return out.copy_(z[start : start + len(out)])
-        u, v = (factor[0].to(out.dtype) for factor in factors)
-        return torch.mm(u[start : start + len(out)], v.T, out=out)
+        drawn, stop = self._draw_one(query, out.device), start + len(out)
+        if not self.matrices[parameter]:
+            z = self.vector(drawn.vectors[0], parameter).view(self._shapes[parameter] or (1,))
+            return out.copy_(z[start:stop])
+        u, v = self.split(drawn.factors[0].to(out.dtype), parameter)
+        return torch.mm((u[:, start:stop] * self.root).T, v, out=out)
 
     def _sum_block(self, total, weights, parameter, start):
-        factors = self.weighted_factors(weights, parameter, total)
-        if factors is not None:
-            torch.mm(factors[0][start : start + len(total)], factors[1].T, out=total)
-            return
-        rows = self.draw(range(len(weights)), total.device)
-        z = self.vector(rows, parameter).flatten(1).to(total.dtype)
-        weighted = _on_device(tuple(weights), total.device).to(z) @ z
-        total.copy_(weighted.view(-1, *total.shape[1:])[start : start + len(total)])
+        drawn, stop = self.draw(range(len(weights)), total.device), start + len(total)
+        on_device = _on_device(tuple(weights), total.device).to(total.dtype)
+        if self.matrices[parameter]:
+            u, v = self.split(drawn.factors.to(total.dtype), parameter)
+            u = u[..., start:stop] * (on_device * self.root)[:, None, None]
+            torch.mm(u.flatten(0, 1).T, v.flatten(0, 1), out=total)
+        else:
+            z = (on_device @ self.vector(drawn.vectors, parameter).to(total.dtype)).view(-1, *total.shape[1:])
+            total.copy_(z[start:stop])
 
-    def weighted_factors(
-        self, weights: Sequence[float], parameter: int, like: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """A [m, q r] and B [n, q r] with sum_i weights[i] z_i = A B^T at a matrix; None for a vector."""
-        factors = self.factors(self.draw(range(len(weights)), like.device), parameter)
-        if factors is None:
-            return None
-        u, v = (factor.to(at_least_fp32(like)) for factor in factors)
-        u = u * _on_device(tuple(weights), like.device).to(u)[:, None, None]
-        return u.permute(1, 0, 2).flatten(1), v.permute(1, 0, 2).flatten(1)
+    def compact(self, parameter: torch.Tensor, index: int, q: int) -> bool:
+        """Whether a sum of q directions at it stays a product of factors, smaller than itself.
+
+        Not in half precision, where the product would be rounded before it is added.
+        """
+        exact = parameter.dtype == at_least_fp32(parameter)
+        return self.matrices[index] and exact and 2 * q * self.rank <= min(parameter.shape)
+
+    def update_(self, parameters, alpha, weights):
+        drawn, wide = self.draw(range(len(weights)), parameters[0].device), at_least_fp32(parameters[0])
+        on_device = _on_device(tuple(weights), parameters[0].device)
+        factors = drawn.factors.to(wide)
+        weighted = (on_device * self.root).to(wide)[:, None, None] * factors
+        vectors, parts = [], []
+        for index, parameter in enumerate(parameters):
+            exact = parameter.dtype == at_least_fp32(parameter)
+            if self.compact(parameter, index, len(weights)):  # one product straight into the parameter
+                u, _ = self.split(weighted.flatten(0, 1).to(parameter.dtype), index)
+                _, v = self.split(factors.flatten(0, 1).to(parameter.dtype), index)
+                parameter.addmm_(u.T, v, alpha=alpha)
+            elif exact and not self.matrices[index]:
+                vectors.append(parameter)
+                parts.append(index)
+            else:
+                self._update_one_(torch.atleast_1d(parameter), alpha, weights, index)
+        self._update_vectors_(vectors, parts, alpha, on_device, drawn.vectors)
+
+    def _update_vectors_(self, parameters, indices, alpha: float, weights: torch.Tensor, drawn) -> None:
+        """All of them in few operations."""
+        if parameters:
+            wide = parameters[0].dtype
+            total = weights.to(wide) @ drawn.to(wide)
+            parts = [self.vector(total, i).view(p.shape) for p, i in zip(parameters, indices, strict=True)]
+            torch._foreach_add_(parameters, parts, alpha=alpha)
+
+    def _square_norm(self, theta, weights, parameter):
+        if not self.compact(theta, parameter, len(weights)):
+            return super()._square_norm(theta, weights, parameter)
+        factors = self.draw(range(len(weights)), theta.device).factors.to(theta.dtype)
+        on_device = _on_device(tuple(weights), theta.device).to(theta.dtype) * self.root
+        a, b = (part.flatten(0, 1) for part in self.split(factors, parameter))
+        a = a * on_device.repeat_interleave(self.rank)[:, None]
+        return torch.sum((a @ a.T).double() * (b @ b.T).double())  # |A^T B|^2
 
     def control(self) -> Noise:
         """Gaussian noise of the same seed and step that no estimate has seen."""

@@ -198,16 +198,14 @@ def _sum_part(lo, hi, kind, total, start, keys, weights):
 
 
 @_compiled
-def _add_part(lo, hi, kind, theta, alpha, start, keys, weights, squares):
-    total, square = np.empty(_TILE, theta.dtype), 0.0
+def _add_part(lo, hi, kind, theta, alpha, start, keys, weights):
+    total = np.empty(_TILE, theta.dtype)
     for first in range(lo, hi, _TILE):
         n = min(_TILE, hi - first)
         _sum_tile(kind, total[:n], start + first, keys, weights)
         part = theta[first : first + n]
         for i in range(n):
             part[i] += alpha * total[i]
-            square += np.float64(total[i]) ** 2
-    squares[lo // _PART] = square
 
 
 # -- on torch tensors -----------------------------------------------------------------------------
@@ -247,13 +245,12 @@ def sum_(
 
 def add_sum_(
     kind: int, theta: torch.Tensor, alpha: float, weights: Sequence[float], start: int, keys: Sequence[int]
-) -> float:
-    """Theta += alpha sum_i weights[i] z_i; the sum's square norm. Nothing larger than a tile is made."""
+) -> torch.Tensor:
+    """Theta += alpha sum_i weights[i] z_i; nothing larger than a tile is made."""
     flat = _flat(theta)
     keys, weights = np.array(keys, dtype=np.uint64), np.array(weights, dtype=flat.dtype)
-    squares = np.zeros(-(-flat.size // _PART))
-    _spread(_add_part, flat.size, kind, flat, flat.dtype.type(alpha), start, keys, weights, squares)
-    return float(squares.sum())
+    _spread(_add_part, flat.size, kind, flat, flat.dtype.type(alpha), start, keys, weights)
+    return theta
 
 
 def _flat(tensor: torch.Tensor) -> np.ndarray:

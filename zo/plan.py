@@ -12,7 +12,7 @@ CPU_TOKENS = 2048
 CPU_LOGITS_BYTES = 256 * 2**20
 """Of all members together: past this a CPU spends its time on page faults."""
 FREE_SHARE = 0.25
-"""Of the free memory, for the logits of all members: their copies in fp32 and the activations need the rest."""
+"""Of the free memory, for the logits of all members: activations and copies in fp32 need the rest."""
 
 
 @dataclass(frozen=True)

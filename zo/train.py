@@ -21,7 +21,7 @@ from zo.errors import UserError
 from zo.estimate import Objective
 from zo.files import hold, read_json, write_json
 from zo.ledger import Ledger, peak_memory_mb
-from zo.methods import METHODS, State, StepReport
+from zo.methods import METHODS, State, StepReport, needs_dense_gradient
 from zo.models import build_model, parameter_roles, select_scope
 from zo.optimizers import build_optimizers, pack_state, unpack_state
 from zo.plan import Plan, decide_plan, free_memory
@@ -235,6 +235,7 @@ def build_run(spec: RunSpec, cache_root: Path, device: torch.device) -> tuple[Ru
         "parameters": model.num_parameters(),
         "trainable_parameters": sum(p.numel() for p in state.parameters),
         "frozen_weights_sha256": digest({name: p.detach().cpu() for name, p in frozen.items()}),
+        "dense_gradient": needs_dense_gradient(spec),
         "plan": spec.query_budget_q
         and {"kind": plan.kind, "directions_in_flight": plan.directions_in_flight, "reason": reason},
         "cache": {"folder": data.folder.name} | read_json(data.folder / "timings.json"),

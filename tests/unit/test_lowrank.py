@@ -37,12 +37,14 @@ def test_the_second_moment_of_a_direction_is_the_identity_across_all_parameters(
     """E[z z^T] = I, also between parameters; every entry within 5 of its standard errors."""
     count = 20_000
     noise = LowRankNoise(3, 4, [torch.Size(shape) for shape in SHAPES], rank)
-    rows = noise.draw(range(count), torch.device("cpu")).double()
+    drawn = noise.draw(range(count), torch.device("cpu"))
     parts = []
     for index in range(len(SHAPES)):
-        factors = noise.factors(rows, index)
-        z = noise.vector(rows, index) if factors is None else factors[0] @ factors[1].transpose(1, 2)
-        parts.append(z.flatten(1))
+        if len(SHAPES[index]) == 2:
+            u, v = noise.split(drawn.factors.double(), index)
+            parts.append((noise.root * u.transpose(1, 2) @ v).flatten(1))
+        else:
+            parts.append(noise.vector(drawn.vectors.double(), index))
     z = torch.cat(parts, dim=1)
     d = sum(math.prod(shape) for shape in SHAPES)
     assert z.shape == (count, d)
@@ -78,8 +80,10 @@ def test_noise_is_the_same_in_any_order_and_in_any_company(rank):
         assert torch.equal(fill(kept[key[:2]], *key[2:]), first[key])
     noise, device = make(0, 7, rank), torch.device("cpu")
     together = noise.draw([2, 0, 5], device)
-    for row, query in zip(together, (2, 0, 5), strict=True):
-        assert torch.equal(make(0, 7, rank).draw([query], device)[0], row)
+    for place, query in enumerate((2, 0, 5)):
+        alone = make(0, 7, rank).draw([query], device)
+        assert torch.equal(alone.factors[0], together.factors[place])
+        assert torch.equal(alone.vectors[0], together.vectors[place])
 
 
 @pytest.mark.parametrize("rank", [1, 2])
@@ -89,7 +93,7 @@ def test_keys_that_differ_in_one_part_even_above_32_bits_give_unrelated_noise(pa
     for value in (0, 1, 2, 2**32, 2**32 + 1, 2**33):
         key = {"seed": 1, "step": 2, "query": 3} | {part: value}
         noise = make_noise("lowrank", key["seed"], key["step"], [torch.empty(9000, 11)], rank)
-        draws.append(noise.draw([key["query"]], torch.device("cpu"))[0].double())
+        draws.append(noise.draw([key["query"]], torch.device("cpu")).factors.flatten().double())
     for left, right in itertools.combinations(draws, 2):  # false alarm: 1e-4
         assert abs(torch.dot(left, right).item()) / math.sqrt(len(left)) < 4.5
 
@@ -98,9 +102,9 @@ def test_keys_that_differ_in_one_part_even_above_32_bits_give_unrelated_noise(pa
 def test_parameters_of_one_shape_and_both_factors_of_a_square_matrix_are_unrelated(rank):
     shapes = [(20_000, 20_000), (20_000, 20_000), (20_000,)]
     noise = LowRankNoise(1, 2, [torch.Size(shape) for shape in shapes], rank)
-    rows = noise.draw([0], torch.device("cpu")).double()
-    columns = [factor[0, :, k] for p in (0, 1) for factor in noise.factors(rows, p) for k in range(rank)]
-    columns.append(noise.vector(rows, 2)[0])
+    drawn = noise.draw([0], torch.device("cpu"))
+    columns = [row for p in (0, 1) for factor in noise.split(drawn.factors[0].double(), p) for row in factor]
+    columns.append(drawn.vectors[0].double())
     for left, right in itertools.combinations(columns, 2):  # at most 36 z scores: false alarm 2e-4
         z = torch.dot(left, right) / (left.norm() * right.norm()) * math.sqrt(20_000)
         assert abs(z.item()) < 4.5
@@ -112,8 +116,8 @@ def test_a_key_gives_the_noise_it_gave_when_this_was_written():
     assert fill(make(), 3, 1)[:3].tolist() == pytest.approx(EXPECTED_VECTOR, abs=1e-4)
 
 
-EXPECTED_MATRIX = [1.3800, 0.3204, 1.0449]
-EXPECTED_VECTOR = [-2.0239, -0.4601, -0.0777]
+EXPECTED_MATRIX = [0.0486, -0.0454, 0.0264]
+EXPECTED_VECTOR = [0.1319, -0.1946, 1.8477]
 
 
 def test_drawing_leaves_every_global_generator_alone(global_rng):
@@ -153,8 +157,7 @@ def test_the_update_is_the_dense_sum_of_the_same_directions(q, rank, dtype):
         assert dense.dtype == torch.promote_types(dtype, torch.float32)
         torch.testing.assert_close(dense.double(), expected, **tolerance)
     assert estimate.norm(parameters) == pytest.approx(reference.norm(total), rel=1e-5)
-    norm = estimate.add_to_(parameters, alpha=-0.01)
-    assert norm == pytest.approx(reference.norm(total), rel=1e-5)
+    estimate.add_to_(parameters, alpha=-0.01)
     for parameter, old, expected in zip(parameters, before, total, strict=True):
         exact = old.double() - 0.01 * expected
         if dtype == torch.bfloat16:  # rounded once: but for sums in another order, the nearest number

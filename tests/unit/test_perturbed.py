@@ -19,11 +19,11 @@ ROWS, WIDTH = 2, 6
 
 
 def many():
-    return DenseMembers(NOISE, Scratch(), QUERIES, SCALES, torch.empty(0, dtype=torch.float64))
+    return DenseMembers(NOISE, Scratch(), QUERIES, SCALES, [torch.empty(0, dtype=torch.float64)])
 
 
 def one(query=0, scale=1.0):
-    return DenseMembers(NOISE, Scratch(), [query], [scale], torch.empty(0, dtype=torch.float64))
+    return DenseMembers(NOISE, Scratch(), [query], [scale], [torch.empty(0, dtype=torch.float64)])
 
 
 @pytest.fixture

@@ -81,10 +81,10 @@ def test_the_number_of_threads_changes_no_bit(kind):
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             moved = theta.clone()
-            square = philox.add_sum_(kind, moved, -0.1, weights, 5, keys)
+            philox.add_sum_(kind, moved, -0.1, weights, 5, keys)
             outs = philox.perturb_(kind, torch.empty(2, LARGE), theta, [1e-3, -1e-3], 7, KEY)
             summed = philox.sum_(kind, torch.empty(LARGE), weights, 5, keys)
-            found.append((stream(kind, 3, LARGE), outs, summed, moved, torch.tensor(square)))
+            found.append((stream(kind, 3, LARGE), outs, summed, moved))
     finally:
         torch.set_num_threads(before)
     for other in found[1:]:
@@ -112,9 +112,8 @@ def test_sums_and_updates_are_of_the_noise_that_fill_makes_in_order(kind, dtype)
     assert torch.equal(total, expected)
     theta = torch.linspace(-1, 1, 10_001, dtype=dtype)
     moved = theta.clone()
-    square = philox.add_sum_(kind, moved, alpha, weights, 13, keys)
+    philox.add_sum_(kind, moved, alpha, weights, 13, keys)
     assert torch.equal(moved, theta + torch.tensor(alpha, dtype=dtype) * expected)
-    assert square == pytest.approx(torch.sum(expected.double() ** 2).item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("width", [1, 3, 8, 129])
