@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from zo.cli import _hyphens, _read_spec, build_parser
+from zo.cli import _hyphens, build_parser
+from zo.cli.training import read_spec
 from zo.errors import UserError
 from zo.methods import METHODS
 from zo.record import COLUMNS
@@ -144,7 +145,7 @@ def test_every_zo_command_parses_and_its_values_are_allowed(page, line, sign_zo)
     flags = [_hyphens(word).split("=")[0] for word in words if word.startswith("--")]
     assert set(flags) <= set(doors[options.command]._option_string_actions)  # no abbreviation
     if options.command == "train" and not options.spec:
-        _read_spec(options)
+        read_spec(options)
     if options.command == "sweep":
         assert load_study(study_of(options)).runs
 

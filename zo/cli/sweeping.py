@@ -1,0 +1,50 @@
+"""Commands about a sweep as a whole: ``sweep``, ``crash``."""
+
+from zo.cli.flags import results_flag
+
+
+def add_sweep_flags(parser) -> None:
+    """Flags of ``zo sweep``."""
+    from zo.spec import AXES, RunSpec
+    from zo.study import PLURAL
+
+    parser.add_argument(
+        "--study", default="sweep", help="its name: results go to results/<study>/ (default sweep)"
+    )
+    for key, info in RunSpec.model_fields.items():
+        flag = "--" + PLURAL.get(key, key).replace("_", "-")
+        many = ", a list with commas" if key in AXES else ""
+        text = f"{info.description}{many}".replace("%", "%%")
+        parser.add_argument(flag, dest=key, metavar="A,B,..." if many else "X", help=text)
+    parser.add_argument("--parallel", type=int, default=4, metavar="N", help="runs at once (default 4)")
+    parser.add_argument("--gpus", metavar="IDS", help="GPU ids to use, e.g. 0,1,2,3; none: the CPU")
+    parser.add_argument(
+        "--threads", type=int, default=1, metavar="N", help="CPU threads of one run (default 1)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a small grid that takes about a minute on a CPU"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the runs and stop")
+    parser.add_argument("snakemake", nargs="*", metavar="-- ARG", help="passed on to snakemake")
+
+
+def sweep(options) -> int:
+    """Run a grid given by flags through the Snakemake workflow."""
+    from zo.sweep import start_sweep
+
+    return start_sweep(options)
+
+
+def add_crash_flags(parser) -> None:
+    """Flags of ``zo crash``."""
+    parser.add_argument("--run", required=True)
+    parser.add_argument("--exit", type=int, required=True, metavar="STATUS")
+    parser.add_argument("--last-attempt", type=int, required=True, metavar="0|1")
+    results_flag(parser)
+
+
+def crash(options) -> int:
+    """Record a training job that failed (for the workflow)."""
+    from zo.crash import handle_crash
+
+    return handle_crash(options.results, options.run, options.exit, bool(options.last_attempt))
