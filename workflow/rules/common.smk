@@ -12,7 +12,9 @@ sys.path.insert(
 from zo.errors import UserError
 from zo.files import hold_or_exit, make_folder
 from zo.gpus import visible_gpus
+from zo.preflight import Means, jobs_at_once, preflight
 from zo.study import caches_of, load_study
+from zo.sweep_record import begin_sweep, end_sweep
 
 
 def checked(function, *arguments):
@@ -77,5 +79,24 @@ if workflow.nodes is None and "gpu" not in workflow.global_resources:
 checked(make_folder, Path(RESULTS))
 
 
+def means():
+    """What the sweep may use: a local one cores and GPUs, one on a cluster as many jobs as it was given."""
+    if workflow.nodes is not None:
+        return Means(workflow.nodes, workflow.nodes, local=False)
+    threads, per_run = STUDY.workflow.threads, STUDY.workflow.gpus_per_run
+    gpus = int(workflow.global_resources["gpu"].value) if visible_gpus() else 0
+    return Means(jobs_at_once(workflow.cores, threads, gpus, per_run), gpus)
+
+
 onstart:
     checked(hold_or_exit, RESULTS)
+    checked(preflight, STUDY, means())
+    begin_sweep(STUDY, means().jobs)
+
+
+onsuccess:
+    end_sweep(RESULTS, succeeded=True)
+
+
+onerror:
+    end_sweep(RESULTS, succeeded=False)

@@ -30,6 +30,7 @@ COMMANDS = {
         sweeping.add_sweep_flags,
         "run a grid given by flags through the Snakemake workflow",
     ),
+    "status": Command(sweeping.status, sweeping.add_status_flags, "show how far every run of a sweep is"),
     "cache": Command(training.cache, training.add_cache_flags, "build the token cache that runs read"),
     "analyze": Command(reading.analyze, reading.add_analyze_flags, "summarize a folder of CSV logs"),
     "plot": Command(reading.plot, reading.add_plot_flags, "draw the figures of a folder of CSV logs"),

@@ -1,6 +1,9 @@
-"""Commands about a sweep as a whole: ``sweep``, ``crash``."""
+"""Commands about a sweep as a whole: ``sweep``, ``status``, ``crash``."""
+
+from pathlib import Path
 
 from zo.cli.flags import results_flag
+from zo.errors import unknown
 
 
 def add_sweep_flags(parser) -> None:
@@ -33,6 +36,27 @@ def sweep(options) -> int:
     from zo.sweep import start_sweep
 
     return start_sweep(options)
+
+
+def add_status_flags(parser) -> None:
+    """Flags of ``zo status``."""
+    parser.add_argument(
+        "results", type=Path, nargs="?", default=Path("results"), help="a study's folder (default results)"
+    )
+    parser.add_argument("--watch", action="store_true", help="keep it on the screen until Ctrl-C")
+    parser.add_argument("--format", default="text", help="text or json (default text)")
+
+
+def status(options) -> int:
+    """Show how far every run of a sweep is."""
+    from zo.status_table import print_status, watch_status
+
+    if options.format not in ("text", "json"):
+        raise unknown("format", options.format, ("text", "json"))
+    if options.watch:
+        watch_status(options.results)
+    print_status(options.results, options.format)
+    return 0
 
 
 def add_crash_flags(parser) -> None:
