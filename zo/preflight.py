@@ -125,7 +125,8 @@ def _check_disk(results: Path, specs: Sequence[RunSpec], means: Means) -> Findin
     """Final weights of every run, and the checkpoints (one more while it is written) of those at work."""
     sizes = sorted(map(checkpoint_bytes, specs), reverse=True)
     needed = sum(sizes) + (CHECKPOINTS_KEPT + 1) * sum(sizes[: means.jobs])
-    free = shutil.disk_usage(results).free
+    there = next(folder for folder in (results, *results.parents) if folder.exists())
+    free = shutil.disk_usage(there).free
     text = f"checkpoints of {len(sizes)} runs take {_gib(needed)}, {_gib(free)} free in {results}"
     return _weigh("disk", needed, free, text)
 

@@ -31,6 +31,8 @@ COMMANDS = {
         "run a grid given by flags through the Snakemake workflow",
     ),
     "status": Command(sweeping.status, sweeping.add_status_flags, "show how far every run of a sweep is"),
+    "pack": Command(sweeping.pack, sweeping.add_pack_flags, "pack a study into one archive"),
+    "prune": Command(sweeping.prune, sweeping.add_prune_flags, "delete what finished runs no longer need"),
     "cache": Command(training.cache, training.add_cache_flags, "build the token cache that runs read"),
     "analyze": Command(reading.analyze, reading.add_analyze_flags, "summarize a folder of CSV logs"),
     "plot": Command(reading.plot, reading.add_plot_flags, "draw the figures of a folder of CSV logs"),
