@@ -133,7 +133,8 @@ def _check_disk(results: Path, specs: Sequence[RunSpec], means: Means) -> Findin
 
 def _check_memory(specs: Sequence[RunSpec], means: Means) -> Finding:
     """Of GPUs where runs use them, else of this machine; an estimate, so only the hopeless is a failure."""
-    sizes = sorted(map(memory_bytes, specs), reverse=True)
+    device = "cuda" if means.gpus else "cpu"
+    sizes = sorted((memory_bytes(spec, device) for spec in specs), reverse=True)
     largest, together = sum(sizes[:1]), sum(sizes[: means.jobs])
     if means.gpus:
         totals = [gpu["memory_total_mb"] * 2**20 for gpu in read_gpus() if gpu["memory_total_mb"]]
