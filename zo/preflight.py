@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import psutil
+from rich.filesize import decimal
 
 from zo.errors import UserError
 from zo.files import read_json
@@ -25,7 +26,6 @@ SLOW_PARAMETERS = 50e6
 """Above so many, a sweep on CPUs alone is hardly meant."""
 TIGHT = 0.8
 """Of the free disk or memory, above which a plan is doubtful."""
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _check_disk(results: Path, specs: Sequence[RunSpec], means: Means) -> Findin
     needed = sum(sizes) + (CHECKPOINTS_KEPT + 1) * sum(sizes[: means.jobs])
     there = next(folder for folder in (results, *results.parents) if folder.exists())
     free = shutil.disk_usage(there).free
-    text = f"checkpoints of {len(sizes)} runs take {_gib(needed)}, {_gib(free)} free in {results}"
+    text = f"checkpoints of {len(sizes)} runs take {decimal(int(needed))}, {decimal(free)} free in {results}"
     return _weigh("disk", needed, free, text)
 
 
@@ -140,13 +140,13 @@ def _check_memory(specs: Sequence[RunSpec], means: Means) -> Finding:
         totals = [gpu["memory_total_mb"] * 2**20 for gpu in read_gpus() if gpu["memory_total_mb"]]
         if not totals:
             return Finding("warning", "memory", "nvidia-smi does not say how much the GPUs have")
-        text = f"the largest run takes about {_gib(largest)}, a GPU has {_gib(min(totals))}"
+        text = f"the largest run takes about {decimal(largest)}, a GPU has {decimal(min(totals))}"
         return _weigh("memory", largest, min(totals), text, certain=False)
     memory = psutil.virtual_memory()
-    text = f"{min(means.jobs, len(sizes))} runs at once take about {_gib(together)}, "
-    text += f"{_gib(memory.available)} of {_gib(memory.total)} are free"
+    text = f"{min(means.jobs, len(sizes))} runs at once take about {decimal(together)}, "
+    text += f"{decimal(memory.available)} of {decimal(memory.total)} are free"
     if largest > memory.total:
-        return Finding("failure", "memory", f"{text}: the largest takes {_gib(largest)}")
+        return Finding("failure", "memory", f"{text}: the largest takes {decimal(largest)}")
     return _weigh("memory", together, memory.available, text, certain=False)
 
 
@@ -154,10 +154,6 @@ def _weigh(what: str, needed: float, free: float, text: str, certain: bool = Tru
     if needed > free and certain:
         return Finding("failure", what, text)
     return Finding("warning" if needed > TIGHT * free else "ok", what, text)
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:.2g} GiB" if size < 10 * GIB else f"{size / GIB:.0f} GiB"
 
 
 def _check_corpora(study: Study) -> Iterator[Finding]:
