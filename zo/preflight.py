@@ -81,8 +81,8 @@ def preflight(study: Study, means: Means) -> None:
 
 def _unfinished(study: Study) -> list[RunSpec]:
     runs = Path(study.results) / "runs"
-    done = {run for run in study.runs if read_json(runs / run / "outcome.json").get("status") == "done"}
-    return [spec for run, spec in study.runs.items() if run not in done]
+    outcomes = {run: read_json(runs / run / "outcome.json").get("status") for run in study.runs}
+    return [spec for run, spec in study.runs.items() if outcomes[run] not in ("done", "diverged")]
 
 
 def _check_packages() -> Finding:
@@ -125,8 +125,11 @@ def _check_disk(results: Path, specs: Sequence[RunSpec], means: Means) -> Findin
     """Final weights of every run, and the checkpoints (one more while it is written) of those at work."""
     sizes = sorted(map(checkpoint_bytes, specs), reverse=True)
     needed = sum(sizes) + (CHECKPOINTS_KEPT + 1) * sum(sizes[: means.jobs])
-    there = next(folder for folder in (results, *results.parents) if folder.exists())
-    free = shutil.disk_usage(there).free
+    # Those that are there already, of a sweep that goes on, take no more room.
+    there = (path for spec in specs for path in (results / "runs" / spec.name).glob("checkpoints/step-*"))
+    needed = max(0, needed - sum(path.stat().st_size for path in there))
+    folder = next(folder for folder in (results, *results.parents) if folder.exists())
+    free = shutil.disk_usage(folder).free
     text = f"checkpoints of {len(sizes)} runs take {decimal(int(needed))}, {decimal(free)} free in {results}"
     return _weigh("disk", needed, free, text)
 

@@ -83,6 +83,15 @@ def test_checkpoints_that_the_disk_cannot_hold_are_a_failure():
     assert "checkpoints of 2000 runs take 24.5 TB" in text
 
 
+def test_checkpoints_that_are_there_already_are_not_planned_for_again():
+    [run, _] = load_study(STUDY).runs
+    folder = RunFiles(Path("results"), run).checkpoints
+    folder.mkdir(parents=True)
+    assert "of 2 runs take 3.2 MB" in find("disk")[1]
+    (folder / "step-000000004.safetensors").write_bytes(bytes(10**6))
+    assert "of 2 runs take 2.2 MB" in find("disk")[1]
+
+
 def test_finished_runs_take_no_more_disk():
     study = load_study(STUDY)
     for run in study.runs:

@@ -12,9 +12,7 @@ sys.path.insert(
 from zo.errors import UserError
 from zo.files import hold_or_exit, make_folder
 from zo.gpus import visible_gpus
-from zo.preflight import Means, jobs_at_once, preflight
 from zo.study import caches_of, load_study
-from zo.sweep_record import begin_sweep, end_sweep
 
 
 def checked(function, *arguments):
@@ -79,24 +77,31 @@ if workflow.nodes is None and "gpu" not in workflow.global_resources:
 checked(make_folder, Path(RESULTS))
 
 
-def means():
-    """What the sweep may use: a local one cores and GPUs, one on a cluster as many jobs as it was given."""
-    if workflow.nodes is not None:
-        return Means(workflow.nodes, workflow.nodes, local=False)
-    threads, per_run = STUDY.workflow.threads, STUDY.workflow.gpus_per_run
-    gpus = int(workflow.global_resources["gpu"].value) if visible_gpus() else 0
-    return Means(jobs_at_once(workflow.cores, threads, gpus, per_run), gpus)
-
-
+# Imported in the handlers: a dry run runs none of them.
 onstart:
+    from zo.preflight import Means, jobs_at_once, preflight
+    from zo.sweep_record import begin_sweep
+
     checked(hold_or_exit, RESULTS)
-    checked(preflight, STUDY, means())
-    begin_sweep(STUDY, means().jobs)
+    # A local sweep may use its cores and GPUs, one on a cluster as many jobs as it was given.
+    if workflow.nodes is None:
+        gpus = int(workflow.global_resources["gpu"].value) if visible_gpus() else 0
+        flow = STUDY.workflow
+        jobs = jobs_at_once(workflow.cores, flow.threads, gpus, flow.gpus_per_run)
+        means = Means(jobs, gpus)
+    else:
+        means = Means(workflow.nodes, workflow.nodes, local=False)
+    checked(preflight, STUDY, means)
+    begin_sweep(STUDY, means.jobs)
 
 
 onsuccess:
+    from zo.sweep_record import end_sweep
+
     end_sweep(RESULTS, succeeded=True)
 
 
 onerror:
+    from zo.sweep_record import end_sweep
+
     end_sweep(RESULTS, succeeded=False)
