@@ -1,9 +1,12 @@
 """How the evaluations of one ZO estimate are laid out, and how ``auto`` chooses."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-import psutil
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 MOST_IN_FLIGHT = 8
 """Directions, unless the user asks for more."""
@@ -63,6 +66,9 @@ def decide_plan(
 
 def free_memory(device: torch.device) -> int:
     """Bytes that a device could still give."""
+    import psutil
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available

@@ -77,5 +77,31 @@ if workflow.nodes is None and "gpu" not in workflow.global_resources:
 checked(make_folder, Path(RESULTS))
 
 
+# Imported in the handlers: a dry run runs none of them.
 onstart:
+    from zo.preflight import Means, jobs_at_once, preflight
+    from zo.sweep_record import begin_sweep
+
     checked(hold_or_exit, RESULTS)
+    # A local sweep may use its cores and GPUs, one on a cluster as many jobs as it was given.
+    if workflow.nodes is None:
+        gpus = int(workflow.global_resources["gpu"].value) if visible_gpus() else 0
+        flow = STUDY.workflow
+        jobs = jobs_at_once(workflow.cores, flow.threads, gpus, flow.gpus_per_run)
+        means = Means(jobs, gpus)
+    else:
+        means = Means(workflow.nodes, workflow.nodes, local=False)
+    checked(preflight, STUDY, means)
+    begin_sweep(STUDY, means.jobs)
+
+
+onsuccess:
+    from zo.sweep_record import end_sweep
+
+    end_sweep(RESULTS, succeeded=True)
+
+
+onerror:
+    from zo.sweep_record import end_sweep
+
+    end_sweep(RESULTS, succeeded=False)

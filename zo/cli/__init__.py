@@ -1,0 +1,90 @@
+"""The command line: which commands there are, and how a user's mistake ends.
+
+A UserError is one line on stderr and exit status 2. What is heavy is imported by the command that needs it.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from zo.cli import checking, reading, sweeping, training
+from zo.errors import UserError
+
+PROGRAM = "zo"
+
+
+class Command(NamedTuple):
+    """One command: what runs, what adds its flags, and its line of help."""
+
+    run: Callable[[argparse.Namespace], int]
+    add_flags: Callable[[argparse.ArgumentParser], None]
+    help: str
+
+
+COMMANDS = {
+    "train": Command(training.train, training.add_train_flags, "train one run, as a sweep would"),
+    "sweep": Command(
+        sweeping.sweep,
+        sweeping.add_sweep_flags,
+        "run a grid given by flags through the Snakemake workflow",
+    ),
+    "status": Command(sweeping.status, sweeping.add_status_flags, "show how far every run of a sweep is"),
+    "pack": Command(sweeping.pack, sweeping.add_pack_flags, "pack a study into one archive"),
+    "prune": Command(sweeping.prune, sweeping.add_prune_flags, "delete what finished runs no longer need"),
+    "cache": Command(training.cache, training.add_cache_flags, "build the token cache that runs read"),
+    "analyze": Command(reading.analyze, reading.add_analyze_flags, "summarize a folder of CSV logs"),
+    "plot": Command(reading.plot, reading.add_plot_flags, "draw the figures of a folder of CSV logs"),
+    "stats": Command(reading.stats, reading.add_stats_flags, "print the statistics of a folder of CSV logs"),
+    "bench": Command(
+        checking.bench, checking.add_bench_flags, "time a ZO step against inference, an FO step and MeZO"
+    ),
+    "doctor": Command(
+        checking.doctor, checking.add_doctor_flags, "print versions, devices, memory, and what is missing"
+    ),
+    "crash": Command(
+        sweeping.crash, sweeping.add_crash_flags, "(for the workflow) record a training job that failed"
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit status."""
+    words = [_hyphens(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    options = build_parser(*words[:1]).parse_args(words)
+    try:
+        return options.door(options) or 0
+    except UserError as error:
+        print(f"{PROGRAM} {options.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `zo stats ... | head`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+        return 0
+
+
+def build_parser(wanted: str | None = None) -> argparse.ArgumentParser:
+    """All commands, with the flags of the one that is wanted, or of all: reading the settings takes time."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Pretrain small language models with zeroth- and first-order methods, and compare them.",
+        epilog="Flags may be spelled with - or _. `zo COMMAND --help` says more.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        description = command.help[0].upper() + command.help[1:] + "."
+        subparser = commands.add_parser(name, help=command.help, description=description, allow_abbrev=False)
+        subparser.set_defaults(door=command.run)
+        if wanted in (None, name):
+            command.add_flags(subparser)
+    return parser
+
+
+def _hyphens(word: str) -> str:
+    """--batch_size and --batch-size are one flag; values stay as they are."""
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    return flag.replace("_", "-") + equals + value

@@ -1,0 +1,152 @@
+"""Commands that make a run or what it reads: ``train`` and ``cache``."""
+
+import argparse
+import logging
+import os
+from pathlib import Path
+
+from zo.cli.flags import add_setting, results_flag
+from zo.errors import UserError
+
+
+def add_train_flags(parser) -> None:
+    """Flags of ``zo train``."""
+    from zo.spec import RunSpec
+
+    for key, info in RunSpec.model_fields.items():
+        add_setting(parser, key, info)
+    parser.add_argument(
+        "--parallel-q-computation",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="evaluate several directions in one forward pass: plan parallel, or with --no- sequential",
+    )
+    parser.add_argument("--spec", metavar="JSON", help="a whole spec as JSON text, or a spec.json file")
+    parser.add_argument(
+        "--job-log",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="append log lines to job_logs/<run>.log (the workflow does that itself)",
+    )
+    results_flag(parser)
+    machine_flags(parser)
+
+
+def machine_flags(parser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<index> (default auto)")
+    parser.add_argument("--gpus", type=int, metavar="N", help="take N free GPUs of this machine; 0: the CPU")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's own choice)")
+
+
+def train(options) -> int:
+    """Train one run, as a sweep would."""
+    from zo.gpus import take_gpus
+    from zo.record import RunFiles
+
+    spec = read_spec(options)
+    files = RunFiles(options.results, spec.name)
+    files.make_folders()
+    _start_logging(files.job_log if options.job_log else None)
+    if options.gpus is not None:
+        taken = take_gpus(options.gpus)
+        logging.getLogger("zo").info("GPUs: %s", ",".join(taken) or "none")
+    _limit_threads(options.threads)
+    from zo.train import train
+
+    try:
+        by_hand = options.job_log  # the workflow decides itself what is out of date
+        train(spec, options.results, device=options.device, threads=options.threads, replace=not by_hand)
+    except (UserError, SystemExit):
+        raise
+    except Exception:
+        logging.getLogger("zo").exception("%s: crashed", spec.name)
+        return 1
+    return 0
+
+
+def read_spec(options):
+    from zo.spec import LENGTHS, RunSpec
+
+    given = {key: value for key in RunSpec.model_fields if (value := getattr(options, key)) is not None}
+    if options.spec:
+        extra = [*given, *(["parallel_q_computation"] if options.parallel_q_computation is not None else [])]
+        if extra:
+            raise UserError(f"--spec is a whole spec: drop --{extra[0]}")
+        text = options.spec if options.spec.lstrip().startswith("{") else _read_text(Path(options.spec))
+        return RunSpec.from_json(text)
+    if "mode" not in given:
+        raise UserError("--mode is missing: it is the one flag without a default")
+    if options.parallel_q_computation is not None:
+        given["plan"] = "parallel" if options.parallel_q_computation else "sequential"
+    if not any(key in given for key in LENGTHS):
+        given["epochs"] = 1
+    spec = RunSpec.make(**given)
+    for flag in ("parallel_q_computation", "parallel_batch_size"):
+        if getattr(options, flag) is not None and not spec.query_budget_q:
+            raise UserError(f"--{flag} or its --no- form: mode {spec.mode} makes no queries: drop it")
+    return spec
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def _start_logging(path: Path | None) -> None:
+    """Log lines to stderr and, appended, to the run's log file; warnings too."""
+    handlers = [logging.StreamHandler(), *([logging.FileHandler(path)] if path else [])]
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logging.captureWarnings(True)
+    for name in ("zo", "py.warnings"):
+        logging.getLogger(name).handlers = handlers
+    logging.getLogger("zo").setLevel(logging.INFO)
+
+
+def _limit_threads(threads: int | None) -> None:
+    """Every library's pool gets the run's threads and no more; before any of them is imported."""
+    if threads is None:
+        return
+    if threads < 1:
+        raise UserError(f"threads: {threads} is not allowed: it must be 1 or more")
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
+        os.environ[variable] = str(threads)
+
+
+def add_cache_flags(parser) -> None:
+    """Flags of ``zo cache``."""
+    from zo.spec import RunSpec
+
+    for key in ("dataset", "dataset_revision", "max_samples", "text_column", "tokenizer", "vocab_size"):
+        add_setting(parser, key, RunSpec.model_fields[key])
+    parser.add_argument("--spec", metavar="JSON", help="all of the above as JSON (what the workflow gives)")
+    for split in ("train", "validation"):
+        flag = f"--least-{split}-tokens"
+        parser.add_argument(flag, type=int, default=0, metavar="N", help="fail if the corpus gives fewer")
+    results_flag(parser)
+
+
+def cache(options) -> int:
+    """Build the token cache that runs read."""
+    from zo.dataset import DatasetSpec, build_cache, open_cache
+    from zo.files import make_folder
+    from zo.spec import RunSpec, dataset_spec
+
+    if options.spec:
+        wanted = DatasetSpec.from_json(options.spec)
+    else:
+        given = {
+            key: value for key in RunSpec.model_fields if (value := getattr(options, key, None)) is not None
+        }
+        wanted = dataset_spec(RunSpec.make(mode="FO", max_steps=1, **given))
+    folder = build_cache(wanted, make_folder(options.results / "cache"))
+    for split, tokens in open_cache(folder).meta["tokens"].items():
+        if tokens < (least := getattr(options, f"least_{split}_tokens")):
+            raise UserError(
+                f"dataset {wanted.dataset!r}: its {split} text has {tokens} tokens, but the longest batch "
+                f"needs {least}: take a smaller block_size, batch_size or validation_block_size"
+            )
+    print(folder)
+    return 0
