@@ -2,6 +2,7 @@
 import json
 import os
 import sys
+from functools import cache
 from glob import glob
 from pathlib import Path
 
@@ -11,7 +12,7 @@ sys.path.insert(
 
 from zo.errors import UserError
 from zo.files import hold_or_exit, make_folder
-from zo.gpus import visible_gpus
+from zo.gpus import SLOTS, choose_gpus
 from zo.study import caches_of, load_study
 
 
@@ -33,9 +34,15 @@ def read_spec(run):
     return checked(STUDY.resolve, run)
 
 
+@cache
+def cache_name(dataset):
+    """The folder of a cache. Remembered: its name asks for the corpus's version, once for 10,000 runs."""
+    return dataset.folder_name()
+
+
 def cache_files(run):
     """The meta.json of every cache that a run reads; a run outside the grid may add a cache of its own."""
-    wanted = {dataset.folder_name(): dataset for dataset in caches_of(read_spec(run))}
+    wanted = {cache_name(dataset): dataset for dataset in caches_of(read_spec(run))}
     CACHES.update(wanted)
     return [f"{RESULTS}/cache/{name}/meta.json" for name in wanted]
 
@@ -61,17 +68,32 @@ wildcard_constraints:
     cache=r"[A-Za-z0-9._-]+",
 
 
+# Jobs of this machine: the GPUs that the study may use, and how many runs share one. On a cluster each job
+# has what the cluster gave it.
+LOCAL = workflow.nodes is None and not workflow.remote_exec
+GPUS = checked(choose_gpus, STUDY.workflow.gpus) if LOCAL else []
+ENVIRONMENT = {"PYTHONPATH": f"{workflow.basedir}:${{{{PYTHONPATH-}}}}"}
+if LOCAL:
+    ENVIRONMENT |= {
+        "CUDA_VISIBLE_DEVICES": f"'{','.join(GPUS)}'",
+        SLOTS: STUDY.workflow.jobs_per_gpu,
+    }
+
 # A prefix replaces Snakemake's strict mode, so it says it again. The trap keeps Ctrl-C from passing as a crash.
 # Jobs use the python that runs snakemake, and this checkout's zo; `--sdm conda` puts its own python before it.
-PYTHON_FOLDER = os.path.dirname(sys.executable)
-shell.prefix(
-    "set -euo pipefail; trap 'exit 130' INT; "
-    f"export PATH={PYTHON_FOLDER}:$PATH PYTHONPATH={workflow.basedir}:${{{{PYTHONPATH-}}}}; "
-)
+ENVIRONMENT["PATH"] = f"{os.path.dirname(sys.executable)}:$PATH"
+EXPORTS = " ".join(f"{name}={value}" for name, value in ENVIRONMENT.items())
+shell.prefix(f"set -euo pipefail; trap 'exit 130' INT; export {EXPORTS}; ")
 
-# Without --resources gpu=N a local sweep runs on the GPUs that the machine has: on none, jobs ask for none.
-if workflow.nodes is None and "gpu" not in workflow.global_resources:
-    workflow.register_resource("gpu", len(visible_gpus()))
+# The resource counts slots. Without --resources gpu=N a local sweep has those of its GPUs: with none, jobs
+# ask for none.
+if LOCAL and "gpu" not in workflow.global_resources:
+    workflow.register_resource("gpu", len(GPUS) * STUDY.workflow.jobs_per_gpu)
+if GPUS and workflow.global_resources.get("gpu") and STUDY.workflow.gpus_per_run > len(GPUS):
+    sys.exit(
+        f"Error in the study: gpus_per_run: {STUDY.workflow.gpus_per_run} asked for, but the study may use"
+        f" {len(GPUS)}: {', '.join(GPUS)}"
+    )
 
 
 checked(make_folder, Path(RESULTS))
