@@ -12,6 +12,8 @@ import psutil
 from zo.corpus import Source, find_source
 from zo.errors import UserError
 from zo.gpus import visible_gpus
+from zo.preflight import Means, check_study, jobs_at_once
+from zo.study import Study, read_study
 
 TOOLS = {
     "git": "the manifest of a run names its commit",
@@ -27,9 +29,10 @@ NEEDED_BYTES = 2 * 2**30
 """Of free memory and of free disk, under which the default sweep is in danger."""
 
 
-def examine(dataset: str | None = None) -> int:
-    """Print what there is; 0 if nothing needed is missing, else 1."""
+def examine(dataset: str | None = None, study_file: Path | None = None) -> int:
+    """Print what there is, for ``study_file`` too if given; 0 if nothing needed is missing, else 1."""
     source = find_source(dataset, max_samples=1) if dataset else None
+    study = read_study(study_file) if study_file else None
     print(f"python     {platform.python_version()} at {sys.executable}")
     print(f"machine    {platform.node()}, {platform.platform()}")
     missing = [*_print_packages(), *_print_resources()]
@@ -38,6 +41,8 @@ def examine(dataset: str | None = None) -> int:
         print(f"{tool:<10} {shutil.which(tool) or f'not found ({use})'}")
     if source:
         missing += _try_dataset(source)
+    if study:
+        missing += _print_preflight(study)
     print("missing    " + ("; ".join(missing) or "nothing"))
     return int(bool(missing))
 
@@ -90,6 +95,15 @@ def _print_devices() -> None:
         device = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)
         print(f"gpu {index}      {device.name}, {free / 2**30:.1f} GiB free of {total / 2**30:.1f}")
+
+
+def _print_preflight(study: Study) -> list[str]:
+    """Print what the workflow would find before the study's first run; its failures."""
+    cores, gpus, flow = len(os.sched_getaffinity(0)), len(visible_gpus()), study.workflow
+    findings = check_study(study, Means(jobs_at_once(cores, flow.threads, gpus, flow.gpus_per_run), gpus))
+    for finding in findings:
+        print(finding)
+    return [f"{finding.what}: {finding.text}" for finding in findings if finding.level == "failure"]
 
 
 def _try_dataset(source: Source) -> list[str]:

@@ -70,6 +70,15 @@ def try_hold(file: int | IO, shared: bool = False) -> bool:
     return True
 
 
+def is_held(path: Path) -> bool:
+    """Whether a process holds ``path``'s lock now."""
+    try:
+        with open(path) as file:
+            return not try_hold(file, shared=True)
+    except FileNotFoundError:
+        return False
+
+
 _held = []  # open files: a lock lives as long as its file does
 
 

@@ -32,7 +32,7 @@ def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
 
 
 def choose_gpus(wanted: str | Sequence[str], environment: Mapping[str, str] = os.environ) -> list[str]:
-    """The ids for a study's key ``gpus``: ``auto`` is all that are visible, ``none`` the CPU, else those named.
+    """The ids for a study's key ``gpus``: ``auto`` is all visible ones, ``none`` the CPU, else those named.
 
     Raises UserError for one that the environment or the machine does not show. Where neither says anything,
     the names are taken as given.
@@ -135,7 +135,7 @@ def _lock_folder() -> Path:
 
 
 def _open_lock(path: Path) -> int:
-    """Open a lock file that any user may have made. Nothing is ever written, so a planted link does no harm."""
+    """Open a lock file that any user may have made. Nothing is written, so a planted link does no harm."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     while True:
         try:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from zo.files import make_folder, write_aside, write_json
+from zo.job import note_outcome
 
 COLUMNS = {
     "timestamp": "when the row was written, UTC",
@@ -98,6 +99,7 @@ class RunFiles:
             "log": str(self.job_log),
         }
         write_json(self.folder / "outcome.json", outcome)
+        note_outcome(self, status, reason, step)
 
     def keep_final_weights(self) -> None:
         """Set the last checkpoint aside as the result, so that a run asked for again starts over."""

@@ -20,6 +20,7 @@ from zo.dataset import DatasetSpec, TokenCache, build_cache, open_cache
 from zo.errors import UserError
 from zo.estimate import Objective
 from zo.files import hold, read_json, write_json
+from zo.job import recorded_job
 from zo.ledger import Ledger, peak_memory_mb
 from zo.methods import METHODS, State, StepReport
 from zo.models import build_model, parameter_roles, select_scope
@@ -130,7 +131,7 @@ def train(
     """
     files = RunFiles(results, spec.name)
     files.make_folders()
-    with hold(files.folder / ".lock"):
+    with hold(files.folder / ".lock"), recorded_job(files):
         if not replace:
             _refuse_other_settings(spec, files)
         torch.set_num_threads(threads or torch.get_num_threads())

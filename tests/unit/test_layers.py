@@ -14,10 +14,10 @@ GROUPS = {
     1: "noise members scratch perturbed optimizers errors files",
     2: "plan estimate guidance methods mezo",
     3: "sizes models corpus textfiles tokenizer token_cache dataset",
-    4: "spec study",
-    5: "ledger record checkpoint gpus crash train",
-    6: "analysis",
-    7: "bench sweep doctor cli __main__",
+    4: "spec study footprint",
+    5: "ledger job record checkpoint gpus crash train",
+    6: "analysis sweep_record status",
+    7: "status_table machine archive prune preflight bench sweep doctor cli __main__",
 }
 GROUP_OF = {name: number for number, names in GROUPS.items() for name in names.split()}
 MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]

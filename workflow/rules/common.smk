@@ -12,8 +12,11 @@ sys.path.insert(
 
 from zo.errors import UserError
 from zo.files import hold_or_exit, make_folder
+from zo.footprint import relative_cost
 from zo.gpus import SLOTS, choose_gpus
+from zo.preflight import Means, jobs_at_once, preflight
 from zo.study import caches_of, load_study
+from zo.sweep_record import begin_sweep, end_sweep
 
 
 def checked(function, *arguments):
@@ -56,6 +59,15 @@ def read_cache(name):
     return CACHES[name].to_json()
 
 
+LONGEST = max(map(relative_cost, STUDY.runs.values()))
+
+
+def predicted_length(run):
+    """Priority of a run: its predicted work, 100 for the longest of the study. The longest go first, so that
+    none is left over at the end with the machine to itself."""
+    return 100 * relative_cost(read_spec(run)) / LONGEST
+
+
 def least_tokens():
     """Flags of `zo cache`: fewer tokens than the largest batch needs is one error, not one for each run."""
     train = max(spec.batch_size * spec.block_size for spec in STUDY.runs.values()) + 1
@@ -89,7 +101,11 @@ shell.prefix(f"set -euo pipefail; trap 'exit 130' INT; export {EXPORTS}; ")
 # ask for none.
 if LOCAL and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", len(GPUS) * STUDY.workflow.jobs_per_gpu)
-if GPUS and workflow.global_resources.get("gpu") and STUDY.workflow.gpus_per_run > len(GPUS):
+if (
+    GPUS
+    and workflow.global_resources.get("gpu")
+    and STUDY.workflow.gpus_per_run > len(GPUS)
+):
     sys.exit(
         f"Error in the study: gpus_per_run: {STUDY.workflow.gpus_per_run} asked for, but the study may use"
         f" {len(GPUS)}: {', '.join(GPUS)}"
@@ -99,5 +115,41 @@ if GPUS and workflow.global_resources.get("gpu") and STUDY.workflow.gpus_per_run
 checked(make_folder, Path(RESULTS))
 
 
+def means():
+    """What the sweep may use: a local one cores and GPUs, one on a cluster as many jobs as it was given."""
+    if workflow.nodes is not None:
+        return Means(workflow.nodes, workflow.nodes, local=False)
+    threads, per_run = STUDY.workflow.threads, STUDY.workflow.gpus_per_run
+    gpus = int(workflow.global_resources["gpu"].value) if GPUS else 0
+    return Means(jobs_at_once(workflow.cores, threads, gpus, per_run), gpus)
+
+
+def write_partial_summary():
+    """Runs killed past their last retry keep Snakemake from the summary: name them, in a file that no rule makes."""
+    from zo.analysis.lost import find_unfinished
+    from zo.analysis.summary import write_summary
+
+    logs = f"{RESULTS}/csv_logs"
+    if find_unfinished(logs, STUDY.runs):
+        write_summary(
+            logs, f"{RESULTS}/summary.txt", f"{RESULTS}/summary.csv", only=STUDY.runs
+        )
+        print(
+            f"Not all runs have an outcome: {RESULTS}/summary.partial.txt",
+            file=sys.stderr,
+        )
+
+
 onstart:
     checked(hold_or_exit, RESULTS)
+    checked(preflight, STUDY, means())
+    begin_sweep(STUDY, means().jobs)
+
+
+onsuccess:
+    end_sweep(RESULTS, succeeded=True)
+
+
+onerror:
+    end_sweep(RESULTS, succeeded=False)
+    write_partial_summary()

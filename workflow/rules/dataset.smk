@@ -6,6 +6,8 @@ rule cache:
         f"{RESULTS}/cache/{{cache}}/meta.json",
     log:
         f"{RESULTS}/cache/{{cache}}.log",
+    # Above every run's: a long run that waits for the second cache must not start after short ones of the first.
+    priority: 1000
     conda:
         "../../envs/zo.yaml"
     params:

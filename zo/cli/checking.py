@@ -61,10 +61,12 @@ def bench(options) -> int:
 def add_doctor_flags(parser) -> None:
     """Flags of ``zo doctor``."""
     parser.add_argument("--dataset", metavar="NAME", help="try to read one document of this corpus")
+    text = "look at what this study would take here: disk, memory, GPUs, corpora (the workflow does it too)"
+    parser.add_argument("--study", type=Path, metavar="FILE", help=text)
 
 
 def doctor(options) -> int:
     """Print versions, devices, memory, and what is missing."""
     from zo.doctor import examine
 
-    return examine(options.dataset)
+    return examine(options.dataset, options.study)

@@ -1,6 +1,9 @@
-"""Commands about a sweep as a whole: ``sweep``, ``crash``."""
+"""Commands about a sweep as a whole: ``sweep``, ``status``, ``pack``, ``prune``, ``crash``."""
+
+from pathlib import Path
 
 from zo.cli.flags import results_flag
+from zo.errors import unknown
 
 
 def add_sweep_flags(parser) -> None:
@@ -33,6 +36,71 @@ def sweep(options) -> int:
     from zo.sweep import start_sweep
 
     return start_sweep(options)
+
+
+def _study_folder(parser) -> None:
+    parser.add_argument(
+        "results", type=Path, nargs="?", default=Path("results"), help="a study's folder (default results)"
+    )
+
+
+def add_status_flags(parser) -> None:
+    """Flags of ``zo status``."""
+    _study_folder(parser)
+    parser.add_argument("--watch", action="store_true", help="keep it on the screen until Ctrl-C")
+    parser.add_argument("--format", default="text", help="text or json (default text)")
+
+
+def status(options) -> int:
+    """Show how far every run of a sweep is."""
+    from zo.status_table import print_status, watch_status
+
+    if options.format not in ("text", "json"):
+        raise unknown("format", options.format, ("text", "json"))
+    if options.watch:
+        watch_status(options.results)
+    print_status(options.results, options.format)
+    return 0
+
+
+def add_pack_flags(parser) -> None:
+    """Flags of ``zo pack``."""
+    _study_folder(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.tar.gz", help="the archive")
+    parser.add_argument("--checkpoints", action="store_true", help="weights and checkpoints too")
+
+
+def pack(options) -> int:
+    """Pack a study's specs, logs, summary and plots into one archive."""
+    from zo.archive import pack
+
+    count, size = pack(options.results, options.out, options.checkpoints)
+    print(f"{options.out}: {count} files, {size:,} bytes")
+    return 0
+
+
+def add_prune_flags(parser) -> None:
+    """Flags of ``zo prune``."""
+    _study_folder(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print what would go, delete nothing")
+    text = "what stays: checkpoints, leftovers, or runs, 'ZO_*'; a list with commas"
+    parser.add_argument("--keep", metavar="A,B,...", help=text)
+    parser.add_argument("--weights", action="store_true", help="delete the final weights too")
+    parser.add_argument("--caches", action="store_true", help="delete the token caches too")
+
+
+def prune(options) -> int:
+    """Delete what finished runs no longer need; print what, and how many bytes."""
+    from zo.prune import ON_REQUEST, prune
+
+    keep = options.keep.split(",") if options.keep else []
+    also = [kind for kind in ON_REQUEST if getattr(options, kind)]
+    doomed = prune(options.results, keep, also, dry_run=options.dry_run)
+    for each in doomed:
+        print(f"{each.size:>14,}  {each.kind:<11}  {each.path}")
+    verb = "would be deleted" if options.dry_run else "deleted"
+    print(f"{sum(each.size for each in doomed):>14,}  bytes {verb}")
+    return 0
 
 
 def add_crash_flags(parser) -> None:

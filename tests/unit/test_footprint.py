@@ -1,0 +1,89 @@
+"""What a run will take, told before it: counts against built models, memory and work in their order."""
+
+import pytest
+import torch
+
+from zo.checkpoint import KEPT
+from zo.footprint import CHECKPOINTS_KEPT, checkpoint_bytes, count_parameters, memory_bytes, relative_cost
+from zo.models import build_model, parameter_roles, select_scope
+from zo.models import count_parameters as count_built
+from zo.optimizers import build_optimizers, pack_state
+from zo.sizes import ARCHITECTURES, SIZES
+from zo.spec import RunSpec
+
+
+def make(mode="ZO", **settings) -> RunSpec:
+    return RunSpec.make(mode=mode, **({"max_steps": 10} | settings))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("scope", ["full", "reduced", "head", "norms", "block1"])
+def test_the_counts_are_those_of_the_model_that_is_built(architecture, scope):
+    spec = make(scope=scope, architecture=architecture, model_size="1M", vocab_size=600)
+    model = build_model("1M", architecture, 600, seed=0)
+    trained = sum(parameter.numel() for _, parameter in select_scope(model, scope))
+    assert count_parameters(spec) == (model.num_parameters(), trained)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("size", SIZES)
+def test_the_counts_hold_for_every_size(architecture, size):
+    spec = make(scope="full", architecture=architecture, model_size=size)
+    vocabulary = spec.vocab_size or 50257
+    assert count_parameters(spec) == (count_built(size, architecture, vocabulary),) * 2
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "momentum"),
+    [("sgd", 0), ("sgd", 0.9), ("adam", 0), ("adamw", 0), ("muon", 0), ("muon", 0.9), ("mudamw", 0)],
+)
+def test_a_checkpoint_is_never_larger_than_predicted(optimizer, momentum):
+    spec = make("FO", scope="full", optimizer=optimizer, momentum=momentum)
+    model = build_model(spec.model_size, spec.architecture, spec.vocab_size, seed=0)
+    named = select_scope(model, "full")
+    settings = {"lr": 1e-3, "momentum": momentum, "weight_decay": 0.0, "cautious": False}
+    optimizers = build_optimizers(optimizer, named, parameter_roles(model, named), **settings)
+    for _, parameter in named:
+        parameter.grad = torch.ones_like(parameter)
+    for each in optimizers:
+        each.step()
+    tensors, _ = pack_state(optimizers)
+    state = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    stored = state + sum(4 * parameter.numel() for _, parameter in named)
+    steps = 8 * len(named)  # Adam's counters, one number a parameter
+    assert stored - steps <= checkpoint_bytes(spec) <= 2 * stored
+
+
+def test_as_many_checkpoints_are_planned_for_as_are_kept():
+    assert CHECKPOINTS_KEPT == KEPT
+
+
+def test_frozen_keeps_no_optimizer_state():
+    assert checkpoint_bytes(make("Frozen", scope="head")) == 4 * 512 * 48
+
+
+def test_memory_grows_with_the_model_the_vocabulary_and_the_directions_in_flight():
+    small, large = make(query_budget_q=8), make(query_budget_q=8, model_size="20M")
+    assert 400 * 2**20 < memory_bytes(small) < memory_bytes(large)
+    assert memory_bytes(make(query_budget_q=1)) < memory_bytes(small)
+    assert memory_bytes(make(query_budget_q=8, plan="sequential")) < memory_bytes(small)
+
+
+@pytest.mark.parametrize("length", [{"max_steps": 100}, {"epochs": 2}, {"max_tokens": 1e5}])
+def test_work_grows_with_queries_and_steps(length):
+    one, eight = (relative_cost(make(query_budget_q=q, **{"max_steps": None} | length)) for q in (1, 8))
+    assert eight == pytest.approx(8 * one)
+    assert relative_cost(make("FO", **{"max_steps": None} | length)) == pytest.approx(1.5 * one)
+
+
+def test_equal_forward_passes_are_equal_work_but_for_backprop():
+    length = {"max_steps": None, "max_forwards": 1000}
+    assert relative_cost(make(query_budget_q=8, **length)) == relative_cost(make(**length))
+    assert relative_cost(make("FO", **length)) == pytest.approx(3 * relative_cost(make(**length)))
+
+
+def test_work_counts_the_hybrids_backprop_steps():
+    cost = {n: relative_cost(make("Calibrate", query_budget_q=8, bp_interval=n)) for n in (1, 4)}
+    zo = relative_cost(make(query_budget_q=8))
+    assert cost[1] == pytest.approx(relative_cost(make("FO")))
+    assert cost[4] == pytest.approx(0.75 * zo + 0.25 * cost[1])

@@ -1,0 +1,112 @@
+"""What a run will take, told from its spec alone: parameters, checkpoint, memory, relative work.
+
+The counts are exact (tests/unit/test_footprint.py builds the models); memory is an estimate. Nothing here
+imports torch: the workflow asks before its first run.
+"""
+
+from zo.methods import METHODS
+from zo.sizes import GPT2_VOCABULARY, Shape, model_shape, parse_scope
+from zo.spec import RunSpec
+
+FLOAT = 4
+"""Bytes: weights, optimizer state and checkpoints are fp32."""
+CHECKPOINTS_KEPT = 2
+"""checkpoint.KEPT, which would bring torch along."""
+PROCESS_BYTES = 420 * 2**20
+"""Of a training process before its model: Python, torch, transformers. Measured: 400 MiB resident."""
+STATES = {"sgd": 0, "adam": 2, "adamw": 2, "muon": 2, "mudamw": 2}
+"""Tensors that an optimizer keeps for each trained one, at most: Muon keeps one for hidden matrices."""
+LOGIT_COPIES = 3
+"""The logits, their log-softmax and its gradient or a second evaluation's logits."""
+BYTES_TOKENIZER = 257
+PASS_OVERHEAD = 2.5e7
+"""What a forward pass takes however small it is, in tokens x parameters. Measured with the 100k model on one
+CPU thread: 1.9 ms a pass and 7.8 us a token, so that a batch of 1 is far from a quarter of a batch of 4."""
+NOMINAL_TOKENS = 1e8
+"""Of a corpus; the true number is not known before its cache is built, and is one for all runs of a study."""
+
+
+def vocabulary(spec: RunSpec) -> int:
+    """Size of the vocabulary; that of a tokenizer from a hub is not known here, GPT-2's is assumed."""
+    return spec.vocab_size or (BYTES_TOKENIZER if spec.tokenizer == "bytes" else GPT2_VOCABULARY)
+
+
+def count_parameters(spec: RunSpec) -> tuple[int, int]:
+    """All parameters of a run's model and the trained ones; a tied head counts once."""
+    shape, scope = model_shape(spec.model_size, spec.architecture), parse_scope(spec.scope)
+    embedding = vocabulary(spec) * shape.width
+    norm, mlp, attention, positions = _PARTS[spec.architecture](shape)
+    block = attention + mlp + 2 * norm
+    total = embedding + positions + shape.layers * block + norm
+    match scope.kind:
+        case "full":
+            return total, total
+        case "norms":
+            return total, (2 * shape.layers + 1) * norm
+        case "block":
+            return total, block
+        case "head":
+            return total + embedding, embedding  # untied: the head is a copy of its own
+    return total + embedding, embedding + mlp + norm
+
+
+def _gpt2_parts(shape: Shape) -> tuple[int, int, int, int]:
+    w, inner = shape.width, shape.inner
+    return 2 * w, 2 * w * inner + inner + w, 4 * w * w + 4 * w, shape.positions * w
+
+
+def _llama_parts(shape: Shape) -> tuple[int, int, int, int]:
+    w, inner = shape.width, shape.inner
+    return w, 3 * w * inner, 4 * w * w, 0
+
+
+_PARTS = {"gpt2": _gpt2_parts, "llama": _llama_parts}
+
+
+def checkpoint_bytes(spec: RunSpec) -> int:
+    """Of one checkpoint: the trained parameters and the optimizer's state for each of them."""
+    states = max(STATES[spec.optimizer], int(spec.momentum > 0)) if METHODS[spec.mode].uses else 0
+    return FLOAT * count_parameters(spec)[1] * (1 + states)
+
+
+def memory_bytes(spec: RunSpec) -> int:
+    """Estimate what a run holds: process, weights, gradient, optimizer state, logits of what is in flight.
+
+    Activations are counted as twice the logits' inputs per layer: an estimate to plan with, not a bound.
+    """
+    total, trained = count_parameters(spec)
+    dense = trained if METHODS[spec.mode].uses else 0  # a gradient, or the noise of a step
+    shape = model_shape(spec.model_size, spec.architecture)
+    members = _members(spec)
+    tokens = members * max(
+        spec.batch_size * spec.block_size // spec.gradient_accumulation,
+        min(spec.batch_size, spec.validation_blocks) * spec.validation_block_size // members,
+    )
+    logits = LOGIT_COPIES * tokens * vocabulary(spec)
+    activations = tokens * shape.layers * (4 * shape.width + 2 * shape.inner)
+    return PROCESS_BYTES + checkpoint_bytes(spec) + FLOAT * (total - trained + dense + logits + activations)
+
+
+def _members(spec: RunSpec) -> int:
+    """Copies of the batch in one forward pass: directions in flight, both signs."""
+    if not spec.query_budget_q or spec.plan == "sequential" or spec.shard_batch:
+        return 1
+    signs = 2 if spec.sides == "two" else 1
+    return signs * min(spec.query_budget_q, spec.parallel_batch_size or 8)
+
+
+def relative_cost(spec: RunSpec) -> float:
+    """Predicted work of a run, comparable within a study: its passes, each for its tokens and for being one.
+
+    A backward pass counts as two forward passes. A length in epochs is of a corpus of NOMINAL_TOKENS.
+    """
+    method, period = METHODS[spec.mode], spec.bp_interval or 1
+    steps = range(1, period + 1)
+    forwards = sum(method.forward_passes(spec, step) for step in steps) / period
+    passes = forwards + 2 * sum(method.backward_passes(spec, step) for step in steps) / period
+    batch = spec.batch_size * spec.block_size
+    a_pass = batch * count_parameters(spec)[0] + PASS_OVERHEAD
+    if spec.max_forwards:
+        return spec.max_forwards / forwards * passes * a_pass
+    length = spec.max_steps or (spec.max_tokens or spec.epochs * NOMINAL_TOKENS) / batch
+    return length * passes * a_pass
