@@ -1,77 +1,11 @@
 """The sweep as people run it: real snakemake processes on a study of four short runs."""
 
-import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-import yaml
+from real_sweep import STUDY, Sweep, runs_of
 
-ROOT = Path(__file__).resolve().parents[2]
-STUDY = {
-    "study": "tiny",
-    "modes": ["FO", "ZO", "Frozen"],
-    "scopes": "full",
-    "batch_sizes": 2,
-    "query_budgets": 2,
-    "learning_rates": {"FO": "1e-1", "ZO": ["1e-3", "3e-3"], "Frozen": 1e-3},
-    "max_steps": 4,
-    "log_interval": 2,
-    "validation_interval": 2,
-    "validation_blocks": 2,
-    "block_size": 16,
-    "validation_block_size": 16,
-    "dataset": "text.txt",
-    "vocab_size": 300,
-    "model_size": "100k",
-}
 FO = "FO_full_bs2_q0_lr1e-01_block16"
-
-
-class Sweep:
-    """A folder with a corpus and a study, and the snakemake that runs there."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.results = folder / "results" / "tiny"
-        verses = [f"It was the best of verse {i}, it was the worst of {i * i}." for i in range(400)]
-        (folder / "text.txt").write_text("\n\n".join(verses))
-        self.write(STUDY)
-
-    def write(self, study: dict) -> None:
-        (self.folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
-
-    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-        """Call snakemake with target and flags; its output, both streams together."""
-        command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), *arguments]
-        command += ["--workflow-profile", str(ROOT / "profiles" / "default"), "--cores", "2"]
-        command += ["--configfile", "study.yaml"]
-        env = {key: value for key, value in os.environ.items() if not key.startswith("SNAKEMAKE")}
-        return subprocess.run(
-            command,
-            cwd=self.folder,
-            env=env | environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=280,
-        )
-
-    def planned(self, *arguments: str) -> list[str]:
-        """Names of the jobs that a dry run announces: runs by their names, other rules by theirs."""
-        done = self.run("-n", *arguments)
-        assert done.returncode == 0, done.stdout
-        return sorted(re.findall(r"^(?:    wildcards: run=|(?:local)?rule )([^\s:]+)", done.stdout, re.M))
-
-    def outcome(self, run: str) -> dict:
-        return json.loads((self.results / "runs" / run / "outcome.json").read_text())
-
-
-def runs_of(jobs: list[str]) -> list[str]:
-    return [job for job in jobs if "_" in job]
 
 
 @pytest.fixture(scope="module")

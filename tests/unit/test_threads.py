@@ -1,0 +1,48 @@
+"""A job keeps to its threads and its compile caches to itself: a training process, watched from outside."""
+
+import os
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+RUN = "ZO_full_bs8_q2_lr1e-03_size1M"
+
+
+def start(folder, threads, **environment):
+    command = "-m zo train --mode ZO --scope full --query-budget-q 2 --learning-rate 1e-3 --model-size 1M"
+    command += f" --max-steps 12 --dataset text.txt --tokenizer bytes --threads {threads}"
+    (folder / "text.txt").write_text("\n\n".join(f"Verse {i} of {i * i}, and so on." for i in range(900)))
+    unset = {
+        key: value for key, value in os.environ.items() if "THREADS" not in key and "CACHE_DIR" not in key
+    }
+    return subprocess.Popen([sys.executable, *command.split()], cwd=folder, env=unset | environment)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_real_job_keeps_as_many_threads_busy_as_it_was_given(threads, tmp_path):
+    """Busy: at least a fifth of the CPU time of the busiest thread, over the whole of the process's life."""
+    process = start(tmp_path, threads)
+    watched, seconds = psutil.Process(process.pid), {}
+    while process.poll() is None:
+        try:
+            seconds |= {thread.id: thread.user_time for thread in watched.threads()}
+        except psutil.Error:
+            break
+        time.sleep(0.02)
+    assert process.wait() == 0
+    busy = [thread for thread, time in seconds.items() if time > max(seconds.values()) / 5]
+    assert len(busy) == threads, seconds
+    assert (tmp_path / "results" / "csv_logs" / f"{RUN}.csv").is_file()
+
+
+def test_every_job_compiles_into_its_own_folder(tmp_path, monkeypatch):
+    from zo.cli.training import _own_compile_caches
+
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/of/the/user")
+    _own_compile_caches(tmp_path / "runs" / "a")
+    assert os.environ["TRITON_CACHE_DIR"] == str(tmp_path / "runs" / "a" / "compiled" / "triton")
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/of/the/user"
