@@ -106,8 +106,11 @@ def test_a_run_killed_with_its_launcher_past_its_last_retry_is_named_in_a_partia
     assert not (sweep.results / "summary.txt").exists()
     text = partial.read_text()
     assert text.startswith("PARTIAL: no outcome of 1 of the runs")
-    found = re.search(rf"^lost {SLOW}: .* \(log: results/tiny/job_logs/{SLOW}.log\)\n    (.*)", text, re.M)
-    assert SLOW in found[1] or "step" in found[1]
+    found = re.search(
+        rf"^lost {SLOW}: .*\(log: results/tiny/job_logs/{SLOW}.log\)\n((?:    .*\n)+)", text, re.M
+    )
+    log = (sweep.results / "job_logs" / f"{SLOW}.log").read_text()
+    assert [line.strip() for line in found[1].splitlines()] == log.splitlines()[-5:]
     assert f"{QUICK}" in text
     partial.unlink()
     by_hand = [sys.executable, "-m", "zo", "analyze", "results/tiny/csv_logs", "--study", "study.yaml"]
@@ -129,8 +132,8 @@ def kill_when_begun(process, sweep: Sweep) -> None:
         assert process.poll() is None
         time.sleep(0.1)
     family = psutil.Process(process.pid).children(recursive=True)
-    of_run = [child for child in family if SLOW in " ".join(child.cmdline())]
-    assert any("bash" in child.name() for child in of_run)
-    shells_first = sorted(of_run, key=lambda child: "bash" not in child.name())
-    for child in shells_first:
+    shells = [child for child in family if "bash" in child.name() and SLOW in " ".join(child.cmdline())]
+    below = [child for shell in shells for child in shell.children(recursive=True)]
+    assert any("train" in child.cmdline() for child in below)
+    for child in [*shells, *below]:
         child.kill()

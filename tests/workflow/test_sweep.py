@@ -170,19 +170,39 @@ def test_a_results_folder_that_is_a_file_is_one_line(finished, tmp_path):
     assert "Traceback" not in refused.stdout
 
 
-def test_without_a_limit_the_machines_own_gpus_are_the_limit(finished):
-    """Pretended ids; each run must see exactly one of them, and gpu=0 must see none."""
-    locks = {"ZO_GPU_LOCKS": str(finished.folder)}
-    finished.write(STUDY | {"seed": 7})
-    ran = finished.run(CUDA_VISIBLE_DEVICES="0,1", **locks)
-    cpu = finished.run("--resources", "gpu=0", "--forcerun", "train", CUDA_VISIBLE_DEVICES="0,1", **locks)
+def test_without_a_limit_the_studys_slots_are_the_limit(finished):
+    """Pretended ids; each run must see exactly one of the study's, and gpu=0 must see none."""
+    given = {"ZO_GPU_LOCKS": str(finished.folder), "CUDA_VISIBLE_DEVICES": "0,1,GPU-7a"}
+    finished.write(STUDY | {"seed": 7, "gpus": [1, "GPU-7a"], "jobs_per_gpu": 2})
+    ran = finished.run(**given)
+    cpu = finished.run("--resources", "gpu=0", "--forcerun", "train", **given)
     finished.write(STUDY)
-    assert re.search(r"Provided resources: gpu=\D*2\b", ran.stdout)
+    assert re.search(r"Provided resources: gpu=\D*4\b", ran.stdout)
     assert cpu.returncode == ran.returncode == 0
     log = (finished.results / "job_logs" / "ZO_full_bs2_q2_lr1e-03_seed7_block16.log").read_text()
     first, second = re.findall(r"GPUs: (\S+)", log)
-    assert first in ("0", "1")
+    assert first in ("1", "GPU-7a")
     assert second == "none"
+    locks = {path.name for path in (finished.folder / "zo-gpus-local").iterdir()}
+    assert locks <= {f"gpu-{name}{slot}" for name in ("1", "GPU-7a") for slot in ("", "-slot-0", "-slot-1")}
+    assert "gpu-1-slot-0" in locks
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"gpus": [0, 5]}, "gpus: '5' is not among the visible ones: 0, 1"),
+        ({"gpus": [1], "gpus_per_run": 2}, "gpus_per_run: 2 asked for, but the study may use 1: 1"),
+        ({"gpus": "both"}, "gpus: 'both' is not allowed: it must be auto, none or a list of ids"),
+    ],
+)
+def test_gpus_that_cannot_be_had_are_one_line_before_any_job(finished, keys, words):
+    finished.write(STUDY | keys)
+    refused = finished.run("-n", CUDA_VISIBLE_DEVICES="0,1")
+    finished.write(STUDY)
+    assert refused.returncode != 0
+    assert f"Error in the study: {words}" in refused.stdout
+    assert "Traceback" not in refused.stdout
 
 
 def test_two_sweeps_in_one_folder_do_not_run_at_once(finished):

@@ -5,6 +5,7 @@ import sys
 from functools import cache
 from glob import glob
 from pathlib import Path
+from shlex import quote
 
 sys.path.insert(
     0, workflow.basedir
@@ -87,7 +88,7 @@ GPUS = checked(choose_gpus, STUDY.workflow.gpus) if LOCAL else []
 ENVIRONMENT = {"PYTHONPATH": f"{workflow.basedir}:${{{{PYTHONPATH-}}}}"}
 if LOCAL:
     ENVIRONMENT |= {
-        "CUDA_VISIBLE_DEVICES": f"'{','.join(GPUS)}'",
+        "CUDA_VISIBLE_DEVICES": quote(",".join(GPUS)),
         SLOTS: STUDY.workflow.jobs_per_gpu,
     }
 
@@ -101,11 +102,8 @@ shell.prefix(f"set -euo pipefail; trap 'exit 130' INT; export {EXPORTS}; ")
 # ask for none.
 if LOCAL and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", len(GPUS) * STUDY.workflow.jobs_per_gpu)
-if (
-    GPUS
-    and workflow.global_resources.get("gpu")
-    and STUDY.workflow.gpus_per_run > len(GPUS)
-):
+SLOTS_GIVEN = int(workflow.global_resources["gpu"].value) if LOCAL and GPUS else 0
+if SLOTS_GIVEN and STUDY.workflow.gpus_per_run > len(GPUS):
     sys.exit(
         f"Error in the study: gpus_per_run: {STUDY.workflow.gpus_per_run} asked for, but the study may use"
         f" {len(GPUS)}: {', '.join(GPUS)}"
@@ -120,8 +118,8 @@ def means():
     if workflow.nodes is not None:
         return Means(workflow.nodes, workflow.nodes, local=False)
     threads, per_run = STUDY.workflow.threads, STUDY.workflow.gpus_per_run
-    gpus = int(workflow.global_resources["gpu"].value) if GPUS else 0
-    return Means(jobs_at_once(workflow.cores, threads, gpus, per_run), gpus)
+    jobs = jobs_at_once(workflow.cores, threads, SLOTS_GIVEN, per_run)
+    return Means(jobs, SLOTS_GIVEN)
 
 
 def write_partial_summary():

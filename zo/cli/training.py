@@ -50,8 +50,9 @@ def train(options) -> int:
     if options.gpus is not None:
         taken = take_gpus(options.gpus)
         logging.getLogger("zo").info("GPUs: %s", ",".join(taken) or "none")
+        if taken:
+            _own_compile_caches(files.folder)
     _limit_threads(options.threads)
-    _own_compile_caches(files.folder)
     from zo.train import train
 
     try:
