@@ -38,6 +38,10 @@ GPUS = ("tests/unit/test_gpus.py",)
 METHODS = "tests/contract/test_methods.py"
 PATH = (METHODS, "-k", "textbooks_path")
 LEDGER = (METHODS, "-k", "ledger")
+JOB = "tests/unit/test_job.py"
+STATUS = "tests/unit/test_status.py"
+ARCHIVE = "tests/unit/test_archive.py"
+PRUNE = ("tests/unit/test_prune.py",)
 RESUME = (METHODS, "-k", "crashed and ZO")
 
 
@@ -174,6 +178,18 @@ MUTANTS = [
     Mutant("checksum not verified", "checkpoint.py", 'if _checksum(metadata["zo"], tensors) != metadata["sha256"]:', "if False:", CHECKPOINT),
     Mutant("only the newest checkpoint kept", "checkpoint.py", "KEPT = 2", "KEPT = 1", CHECKPOINT),
     Mutant("the oldest checkpoint loaded", "checkpoint.py", ", reverse=True)", ")", CHECKPOINT),
+    # The sweep as others see it.
+    Mutant("events written over one another", "job.py", " | os.O_APPEND", "", (JOB, "-k", "many_processes")),
+    Mutant("a lock is not looked at", "status.py", "if _is_locked(", "if False and (", (STATUS, "-k", "while_its_process")),
+    Mutant("a slow run elsewhere is lost", "status.py", "max(SILENT_S, 5 * _usual_gap(rows))", "SILENT_S", (STATUS, "-k", "between_two_rows")),
+    Mutant("half a row read", "status.py", '.split("\\n")[1:-1]', '.split("\\n")[1:]', (STATUS, "-k", "half_a_row")),
+    Mutant("a reused process number", "sweep_record.py", "return same and", "return", (STATUS, "-k", "at_work")),
+    Mutant("a crashed run pruned", "prune.py", '("done", "diverged")', '("done", "diverged", "crashed")', PRUNE),
+    Mutant("a run that trains pruned", "prune.py", "yield False\n                return", "pass", PRUNE),
+    Mutant("times packed", "archive.py", "info.mtime, info.mode = os.fstat(content.fileno()).st_size, EPOCH, 0o644", "info.mtime, info.mode = os.fstat(content.fileno()).st_size, os.fstat(content.fileno()).st_mtime, 0o644", (ARCHIVE, "-k", "same_bytes")),
+    Mutant("links packed", "archive.py", "if path.is_file() and not hidden and not any(part.is_symlink() for part in on_the_way)", "if path.is_file() and not hidden", (ARCHIVE, "-k", "no_regular_file")),
+    Mutant("optimizer state not planned for", "footprint.py", "* (1 + states)", "", ("tests/unit/test_footprint.py", "-k", "checkpoint")),
+    Mutant("a full disk only warns", "preflight.py", "if needed > free and certain:", "if False:", ("tests/unit/test_preflight.py", "-k", "disk")),
 ]  # fmt: skip
 
 

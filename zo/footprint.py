@@ -5,6 +5,7 @@ imports torch: the workflow asks before its first run.
 """
 
 from zo.methods import METHODS
+from zo.plan import decide_plan
 from zo.sizes import GPT2_VOCABULARY, Shape, model_shape, parse_scope
 from zo.spec import RunSpec
 
@@ -69,7 +70,7 @@ def checkpoint_bytes(spec: RunSpec) -> int:
     return FLOAT * count_parameters(spec)[1] * (1 + states)
 
 
-def memory_bytes(spec: RunSpec) -> int:
+def memory_bytes(spec: RunSpec, device: str = "cpu") -> int:
     """Estimate what a run holds: process, weights, gradient, optimizer state, logits of what is in flight.
 
     Activations are counted as twice the logits' inputs per layer: an estimate to plan with, not a bound.
@@ -77,7 +78,7 @@ def memory_bytes(spec: RunSpec) -> int:
     total, trained = count_parameters(spec)
     dense = trained if METHODS[spec.mode].uses else 0  # a gradient, or the noise of a step
     shape = model_shape(spec.model_size, spec.architecture)
-    members = _members(spec)
+    members = _members(spec, device)
     tokens = members * max(
         spec.batch_size * spec.block_size // spec.gradient_accumulation,
         min(spec.batch_size, spec.validation_blocks) * spec.validation_block_size // members,
@@ -87,12 +88,14 @@ def memory_bytes(spec: RunSpec) -> int:
     return PROCESS_BYTES + checkpoint_bytes(spec) + FLOAT * (total - trained + dense + logits + activations)
 
 
-def _members(spec: RunSpec) -> int:
+def _members(spec: RunSpec, device: str) -> int:
     """Copies of the batch in one forward pass: directions in flight, both signs."""
-    if not spec.query_budget_q or spec.plan == "sequential" or spec.shard_batch:
+    if not spec.query_budget_q:
         return 1
-    signs = 2 if spec.sides == "two" else 1
-    return signs * min(spec.query_budget_q, spec.parallel_batch_size or 8)
+    signs, tokens = 2 if spec.sides == "two" else 1, spec.batch_size * spec.block_size
+    settings = {"q": spec.query_budget_q, "signs": signs, "tokens": tokens, "vocab_size": vocabulary(spec)}
+    plan, _ = decide_plan(spec.plan, spec.parallel_batch_size, device=device, **settings)
+    return signs * plan.directions_in_flight if plan.kind == "parallel" else 1
 
 
 def relative_cost(spec: RunSpec) -> float:

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import psutil
+from rich.filesize import decimal
 
 from zo.errors import UserError
 from zo.files import read_json
@@ -25,7 +26,6 @@ SLOW_PARAMETERS = 50e6
 """Above so many, a sweep on CPUs alone is hardly meant."""
 TIGHT = 0.8
 """Of the free disk or memory, above which a plan is doubtful."""
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ def preflight(study: Study, means: Means) -> None:
 
 def _unfinished(study: Study) -> list[RunSpec]:
     runs = Path(study.results) / "runs"
-    done = {run for run in study.runs if read_json(runs / run / "outcome.json").get("status") == "done"}
-    return [spec for run, spec in study.runs.items() if run not in done]
+    outcomes = {run: read_json(runs / run / "outcome.json").get("status") for run in study.runs}
+    return [spec for run, spec in study.runs.items() if outcomes[run] not in ("done", "diverged")]
 
 
 def _check_packages() -> Finding:
@@ -125,15 +125,19 @@ def _check_disk(results: Path, specs: Sequence[RunSpec], means: Means) -> Findin
     """Final weights of every run, and the checkpoints (one more while it is written) of those at work."""
     sizes = sorted(map(checkpoint_bytes, specs), reverse=True)
     needed = sum(sizes) + (CHECKPOINTS_KEPT + 1) * sum(sizes[: means.jobs])
-    there = next(folder for folder in (results, *results.parents) if folder.exists())
-    free = shutil.disk_usage(there).free
-    text = f"checkpoints of {len(sizes)} runs take {_gib(needed)}, {_gib(free)} free in {results}"
+    # Those that are there already, of a sweep that goes on, take no more room.
+    there = (path for spec in specs for path in (results / "runs" / spec.name).glob("checkpoints/step-*"))
+    needed = max(0, needed - sum(path.stat().st_size for path in there))
+    folder = next(folder for folder in (results, *results.parents) if folder.exists())
+    free = shutil.disk_usage(folder).free
+    text = f"checkpoints of {len(sizes)} runs take {decimal(int(needed))}, {decimal(free)} free in {results}"
     return _weigh("disk", needed, free, text)
 
 
 def _check_memory(specs: Sequence[RunSpec], means: Means, jobs_per_gpu: int = 1) -> Finding:
     """Of GPUs where runs use them, else of this machine; an estimate, so only the hopeless is a failure."""
-    sizes = sorted(map(memory_bytes, specs), reverse=True)
+    device = "cuda" if means.gpus else "cpu"
+    sizes = sorted((memory_bytes(spec, device) for spec in specs), reverse=True)
     largest, together = sum(sizes[:1]), sum(sizes[: means.jobs])
     if means.gpus:
         totals = [gpu["memory_total_mb"] * 2**20 for gpu in read_gpus() if gpu["memory_total_mb"]]
@@ -141,13 +145,13 @@ def _check_memory(specs: Sequence[RunSpec], means: Means, jobs_per_gpu: int = 1)
             return Finding("warning", "memory", "nvidia-smi does not say how much the GPUs have")
         sharing = sum(sizes[:jobs_per_gpu])
         which = "the largest run takes" if jobs_per_gpu == 1 else f"the {jobs_per_gpu} largest runs take"
-        text = f"{which} about {_gib(sharing)}, a GPU has {_gib(min(totals))}"
+        text = f"{which} about {decimal(sharing)}, a GPU has {decimal(min(totals))}"
         return _weigh("memory", sharing, min(totals), text, certain=False)
     memory = psutil.virtual_memory()
-    text = f"{min(means.jobs, len(sizes))} runs at once take about {_gib(together)}, "
-    text += f"{_gib(memory.available)} of {_gib(memory.total)} are free"
+    text = f"{min(means.jobs, len(sizes))} runs at once take about {decimal(together)}, "
+    text += f"{decimal(memory.available)} of {decimal(memory.total)} are free"
     if largest > memory.total:
-        return Finding("failure", "memory", f"{text}: the largest takes {_gib(largest)}")
+        return Finding("failure", "memory", f"{text}: the largest takes {decimal(largest)}")
     return _weigh("memory", together, memory.available, text, certain=False)
 
 
@@ -155,10 +159,6 @@ def _weigh(what: str, needed: float, free: float, text: str, certain: bool = Tru
     if needed > free and certain:
         return Finding("failure", what, text)
     return Finding("warning" if needed > TIGHT * free else "ok", what, text)
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:.2g} GiB" if size < 10 * GIB else f"{size / GIB:.0f} GiB"
 
 
 def _check_corpora(study: Study) -> Iterator[Finding]:

@@ -45,14 +45,20 @@ def _finite(value):
 
 
 def watch_status(results: Path, interval: float = 2.0) -> None:
-    """Keep the status on the screen until Ctrl-C."""
+    """Keep the status on the screen until Ctrl-C; where that is no terminal, print it again and again."""
     console = Console()
-    with Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:
+    if not console.is_terminal:
         while True:
-            status = read_status(results)
-            rows = _choose(status.runs, console.height - 8) if console.is_terminal else status.runs
-            live.update(_show(status, read_machine(), rows), refresh=True)
+            print_status(results)
+            sys.stdout.flush()
             time.sleep(interval)
+    with Live(console=console, auto_refresh=False, screen=True) as live:
+        while True:
+            began = time.perf_counter()
+            status = read_status(results)
+            live.update(_show(status, read_machine(), _choose(status.runs, console.height - 8)), refresh=True)
+            took = time.perf_counter() - began  # 2 s for 10,000 runs: looking must not take a core
+            time.sleep(max(interval, 5 * took))
 
 
 def _choose(runs: Sequence[RunStatus], lines: int) -> list[RunStatus]:

@@ -3,6 +3,7 @@
 import os
 import platform
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -40,7 +41,8 @@ def end_sweep(results: str, succeeded: bool) -> None:
     """Say how the sweep ended, with how many runs in which state."""
     path = Path(results) / "sweep.json"
     record = read_json(path)
-    write_json(path, record | {"ended": now()})
+    with suppress(OSError):  # a full disk: the runs have said so
+        write_json(path, record | {"ended": now()})
     runs = record.get("runs", {})
     counts = count_outcomes(Path(results), runs)
     counts["without an outcome"] = len(runs) - counts.total()

@@ -21,7 +21,8 @@ from zo.spec import AXES, RunSpec
 from zo.study import PLURAL, load_study, read_study
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("train", "sweep", "cache", "analyze", "plot", "stats", "bench", "doctor", "crash")
+COMMANDS = ("train", "sweep", "status", "pack", "prune", "cache", "analyze", "plot", "stats", "bench")
+COMMANDS += ("doctor", "crash")
 S1 = (
     "--modes FO,ZO --scopes reduced,full --batch-sizes 2,4,8 --query-budgets 1,2,4,8 "
     "--learning-rates 1e-4,1e-5 --epochs 2 --parallel 4 --gpus 0,1,2,3 --log-interval 10"
@@ -406,6 +407,12 @@ GRID = ("sweep", "--dry-run", "--modes", "ZO", "--learning-rates", "1e-4")
         (["stats", ".", "--study", "list.yaml"], ["list.yaml", "a mapping of keys"]),
         (["stats", ".", "--targets", "5,x"], ["targets", "'5,x'", "numbers"]),
         (["plot", "file"], ["file"]),
+        (["status", "none"], ["none", "no run was planned", "give the results folder"]),
+        (["status", "--format", "yaml"], ["unknown format 'yaml'", "text, json"]),
+        (["pack", "file", "--out", "a.tar.gz"], ["file: no runs to pack"]),
+        (["pack", "--out", "a.zip"], ["'a.zip'", "must end in .tar.gz"]),
+        (["prune", "none"], ["none: no runs here"]),
+        (["doctor", "--study", "broken.yaml"], ["broken.yaml", "cannot be read"]),
     ],
     ids=lambda part: " ".join(part[:5]) if isinstance(part, list) else "",
 )

@@ -23,6 +23,7 @@ from zo.record import COLUMNS
 from zo.spec import RunSpec
 from zo.study import load_study, read_study
 from zo.sweep import study_of
+from zo.sweep_record import begin_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -211,8 +212,9 @@ def run_zo(line: str, folder: Path) -> None:
 def test_the_readmes_zo_lines_run_in_their_order(tmp_path):
     """The folder of logs is the one that the hand-made run wrote."""
     lines = [line for line in readme_commands("python -m zo") if " sweep " not in line]
-    assert len(lines) == 5
+    assert len(lines) == 6
     for line in lines:
+        line = line.replace("status results", "status results/hand")
         run_zo(line.replace("results/csv_logs", "results/hand/csv_logs"), tmp_path)
     assert len(list((tmp_path / "results/hand/plots").glob("*.png"))) >= 5
 
@@ -247,7 +249,7 @@ def test_every_name_of_the_code_that_a_page_names_exists(page):
     classes = {"Estimate": "estimate", "State": "methods", "RunSpec": "spec", "GuidedDirections": "guidance"}
     for span in code_spans(page):
         first, *rest = re.sub(r"\(.*\)$", "", span).split(".")
-        if not rest or rest[-1] in {"json", "py", "csv", "md", "txt", "yaml"}:
+        if not rest or rest[-1] in {"json", "py", "csv", "md", "txt", "yaml", "log"}:
             continue
         if first in classes:
             rest = [first, *rest]
@@ -352,13 +354,17 @@ def test_every_column_of_the_summary_is_described(produced):
     assert [name for name in described if name not in columns] == []
 
 
-def test_every_key_of_the_json_files_is_described(produced):
+def test_every_key_of_the_json_files_is_described(produced, tmp_path, monkeypatch):
     results, spec = produced
+    monkeypatch.chdir(tmp_path)
+    Path("results").mkdir()
     page = read("docs/results-format.md")
     run = results / "runs" / spec.name
     lines = [json.loads(line) for line in (run / "scalars.jsonl").read_text().splitlines()]
     keys = set().union(*lines)
-    for path in (run / "manifest.json", run / "outcome.json", *results.glob("cache/*/meta.json")):
+    begin_sweep(load_study({"study": "default", "modes": "FO", "learning_rates": 1, "max_steps": 1}), jobs=1)
+    records = [run / name for name in ("manifest.json", "outcome.json", "job.json")]
+    for path in (*records, Path("results/sweep.json"), *results.glob("cache/*/meta.json")):
         keys |= json.loads(path.read_text()).keys()
     assert [key for key in sorted(keys) if f"`{key}" not in page] == []
 

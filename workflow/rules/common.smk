@@ -15,9 +15,7 @@ from zo.errors import UserError
 from zo.files import hold_or_exit, make_folder
 from zo.footprint import relative_cost
 from zo.gpus import SLOTS, choose_gpus
-from zo.preflight import Means, jobs_at_once, preflight
 from zo.study import caches_of, load_study
-from zo.sweep_record import begin_sweep, end_sweep
 
 
 def checked(function, *arguments):
@@ -113,15 +111,6 @@ if SLOTS_GIVEN and STUDY.workflow.gpus_per_run > len(GPUS):
 checked(make_folder, Path(RESULTS))
 
 
-def means():
-    """What the sweep may use: a local one cores and GPUs, one on a cluster as many jobs as it was given."""
-    if workflow.nodes is not None:
-        return Means(workflow.nodes, workflow.nodes, local=False)
-    threads, per_run = STUDY.workflow.threads, STUDY.workflow.gpus_per_run
-    jobs = jobs_at_once(workflow.cores, threads, SLOTS_GIVEN, per_run)
-    return Means(jobs, SLOTS_GIVEN)
-
-
 def write_partial_summary():
     """Runs killed past their last retry keep Snakemake from the summary: name them, in a file that no rule makes."""
     from zo.analysis.lost import find_unfinished
@@ -138,16 +127,33 @@ def write_partial_summary():
         )
 
 
+# Imported in the handlers: a dry run runs none of them.
 onstart:
+    from zo.preflight import Means, jobs_at_once, preflight
+    from zo.sweep_record import begin_sweep
+
     checked(hold_or_exit, RESULTS)
-    checked(preflight, STUDY, means())
-    begin_sweep(STUDY, means().jobs)
+    # A local sweep may use its cores and GPU slots, one on a cluster as many jobs as it was given.
+    if LOCAL:
+        flow = STUDY.workflow
+        jobs = jobs_at_once(
+            workflow.cores, flow.threads, SLOTS_GIVEN, flow.gpus_per_run
+        )
+        means = Means(jobs, SLOTS_GIVEN)
+    else:
+        means = Means(workflow.nodes, workflow.nodes, local=False)
+    checked(preflight, STUDY, means)
+    begin_sweep(STUDY, means.jobs)
 
 
 onsuccess:
+    from zo.sweep_record import end_sweep
+
     end_sweep(RESULTS, succeeded=True)
 
 
 onerror:
+    from zo.sweep_record import end_sweep
+
     end_sweep(RESULTS, succeeded=False)
     write_partial_summary()
