@@ -11,14 +11,24 @@ import pytest
 RUN = "ZO_full_bs8_q2_lr1e-03_size1M"
 
 
-def start(folder, threads, **environment):
-    command = "-m zo train --mode ZO --scope full --query-budget-q 2 --learning-rate 1e-3 --model-size 1M"
-    command += f" --max-steps 12 --dataset text.txt --tokenizer bytes --threads {threads}"
+def command(folder, threads, steps=12):
     (folder / "text.txt").write_text("\n\n".join(f"Verse {i} of {i * i}, and so on." for i in range(900)))
-    unset = {
-        key: value for key, value in os.environ.items() if "THREADS" not in key and "CACHE_DIR" not in key
-    }
-    return subprocess.Popen([sys.executable, *command.split()], cwd=folder, env=unset | environment)
+    words = "train --mode ZO --scope full --query-budget-q 2 --learning-rate 1e-3 --model-size 1M"
+    words += f" --max-steps {steps} --dataset text.txt --tokenizer bytes --threads {threads}"
+    return words.split()
+
+
+def start(folder, threads):
+    unset = {key: value for key, value in os.environ.items() if "THREADS" not in key}
+    return subprocess.Popen([sys.executable, "-m", "zo", *command(folder, threads)], cwd=folder, env=unset)
+
+
+def test_a_run_imports_nothing_heavy_that_it_does_not_need(tmp_path):
+    code = "import sys; from zo.cli import main; main(sys.argv[1:]); print(*sys.modules)"
+    ran = [sys.executable, "-c", code, *command(tmp_path, 1, steps=1)]
+    loaded = subprocess.run(ran, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.split()
+    assert "torch" in loaded
+    assert not {"pandas", "datasets", "matplotlib", "pyarrow", "snakemake"} & set(loaded)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
