@@ -8,7 +8,7 @@
 # docs/sweeps.md explains what reruns when.
 from snakemake.utils import min_version
 
-min_version("9.0")
+min_version("9.27")
 
 
 # A study file is complete in itself: it replaces config.yaml, it is not merged into it.

@@ -129,6 +129,8 @@ def _spell(value: Any) -> str:
 
 def _allowed(key: str, info) -> str:
     """Say which values pydantic or the spec's own checks let through: words, or a kind and its limits."""
+    if key == "gpus":
+        return "`auto`, `none`, list of ids"
     words = {"mode": METHODS, "scope": SCOPES, "model_size": SIZES}.get(key, ())
     kind = info.annotation
     if type(None) in get_args(kind):

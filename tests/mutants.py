@@ -34,6 +34,7 @@ ARCHITECTURES = ("tests/unit/test_architectures.py",)
 MEMBERS = (*ARCHITECTURES, "-k", "members_loss and lowrank and dtype1")
 SHARDS = (*ARCHITECTURES, "-k", "sides_and_shards")
 CHECKPOINT = ("tests/unit/test_checkpoint.py",)
+GPUS = ("tests/unit/test_gpus.py",)
 METHODS = "tests/contract/test_methods.py"
 PATH = (METHODS, "-k", "textbooks_path")
 LEDGER = (METHODS, "-k", "ledger")
@@ -169,6 +170,10 @@ MUTANTS = [
     Mutant("no checkpoint at a signal", "train.py", "if last or stop.received or ledger.step", "if last or ledger.step", (METHODS, "-k", "a_signal")),
     Mutant("NaN trained on", "train.py", "if not math.isfinite(report.loss):", "if False:", (METHODS, "-k", "no_number")),
     Mutant("high losses need not be in a row", "train.py", "if report.loss > limit else 0", "if report.loss > limit else run.ledger.high_steps", (METHODS, "-k", "above_chance")),
+    # The launcher.
+    Mutant("a slot's lock not asked", "gpus.py", "if not try_hold(files[-1], shared):", "if False:", GPUS),
+    Mutant("a GPU alone shared all the same", "gpus.py", "[(own, slots > 1),", "[(own, True),", GPUS),
+    Mutant("a locked slot forgotten", "gpus.py", "        _held.extend(file for files in taken.values() for file in files)\n", "        _close(file for files in taken.values() for file in files)\n", GPUS),
     # The checkpoint.
     Mutant("checksum not verified", "checkpoint.py", 'if _checksum(metadata["zo"], tensors) != metadata["sha256"]:', "if False:", CHECKPOINT),
     Mutant("only the newest checkpoint kept", "checkpoint.py", "KEPT = 2", "KEPT = 1", CHECKPOINT),

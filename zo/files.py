@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from zo.errors import UserError
 
@@ -58,6 +58,27 @@ def hold(path: Path) -> Iterator[None]:
         yield
 
 
+def try_hold(file: int | IO, shared: bool = False) -> bool:
+    """Lock an open file without waiting; the kernel frees it when the file is closed or the process ends.
+
+    ``shared`` holders exclude only those that want it alone.
+    """
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds ``path``'s lock now."""
+    try:
+        with open(path) as file:
+            return not try_hold(file, shared=True)
+    except FileNotFoundError:
+        return False
+
+
 _held = []  # open files: a lock lives as long as its file does
 
 
@@ -65,9 +86,7 @@ def hold_or_exit(folder: str) -> None:
     """Hold ``folder``'s lock until this process ends, or exit with one line if another process does."""
     path = make_folder(Path(folder)) / ".lock"
     file = open(path, "a+")  # noqa: SIM115 - held on purpose
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not try_hold(file):
         file.seek(0)
         sys.exit(
             f"Error: process {file.read().strip() or '?'} is working on {folder}/: wait for it or stop it"

@@ -1,49 +1,71 @@
-"""Which GPUs a process may use, and how local jobs get one each without asking one another.
+"""Which GPUs a process may use, and how local jobs get slots on them without asking one another.
 
-Snakemake hands out counts, never ids. Each slot is a file lock in a folder of this machine: it is held by
-the process that trains, and the kernel frees it when that process is gone, however it ended.
+Snakemake hands out counts, never ids. A GPU has ``jobs_per_gpu`` slots, each a file lock in a folder of this
+machine: it is held by the process that trains, and the kernel frees it when that process is gone, however it
+ended. So two sweeps, of two users too, never put a job on one slot.
 """
 
-import fcntl
 import os
+import re
 import subprocess
-import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from zo.errors import UserError
+from zo.files import try_hold
+
+SLOTS = "ZO_JOBS_PER_GPU"
+"""Environment variable of a job: slots of each GPU (default 1). The workflow sets it."""
 
 
 def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Ids a process may use: CUDA_VISIBLE_DEVICES where it is set, else what nvidia-smi lists."""
+    """Ids a process may use: CUDA_VISIBLE_DEVICES where it is set, else what nvidia-smi lists.
+
+    A GPU that is split (MIG) is listed as its parts, which CUDA knows by their UUIDs alone.
+    """
     given = environment.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         names = dict.fromkeys(name.strip() for name in given.split(","))
         return [name for name in names if name not in ("", "-1", "none")]
-    try:
-        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
+    return [name for index, _, parts in _list_machine() for name in parts or [index]]
+
+
+def choose_gpus(wanted: str | Sequence[str], environment: Mapping[str, str] = os.environ) -> list[str]:
+    """The ids for a study's key ``gpus``: ``auto`` is all visible ones, ``none`` the CPU, else those named.
+
+    Raises UserError for one that the environment or the machine does not show. Where neither says anything,
+    the names are taken as given.
+    """
+    if wanted == "none":
         return []
-    return [line.split(":")[0].split()[1] for line in listing.stdout.splitlines() if line.startswith("GPU ")]
+    visible = visible_gpus(environment)
+    if wanted == "auto" or environment.get("CUDA_VISIBLE_DEVICES") in ("", "-1", "none"):
+        return visible
+    lost = [name for name in wanted if visible and name not in visible]
+    if lost:
+        raise UserError(f"gpus: {lost[0]!r} is not among the visible ones: {', '.join(visible)}")
+    return list(wanted)
 
 
 def take_gpus(count: int, patience: float = 86400.0) -> list[str]:
-    """Hold ``count`` GPUs of this machine until the process ends, and make only them visible to torch.
+    """Hold a slot on each of ``count`` different GPUs until the process ends; only they are visible to torch.
 
-    Waits up to ``patience`` seconds for a free one. Without any GPU, or for a count of 0, the process runs
+    Waits up to ``patience`` seconds for free ones. Without any GPU, or for a count of 0, the process runs
     on the CPU. Raises UserError where more are asked for than there are.
     """
     if count < 0:
         raise UserError(f"gpus: {count} is not allowed: it must be 0 or more")
-    ids = visible_gpus()
+    ids, slots = visible_gpus(), _slots()
     if not ids or count == 0:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return []
     if count > len(ids):
         raise UserError(f"gpus: {count} asked for, but this machine shows {len(ids)}: {', '.join(ids)}")
+    # A number means the same GPU to CUDA as to nvidia-smi, whichever of several kinds is the fastest.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     deadline = time.monotonic() + patience
-    while (taken := _try_take(ids, count)) is None:
+    while (taken := _try_take(ids, count, slots)) is None:
         if time.monotonic() > deadline:
             raise UserError(f"gpus: none of {', '.join(ids)} became free within {patience:.0f} s")
         time.sleep(0.2)
@@ -51,33 +73,102 @@ def take_gpus(count: int, patience: float = 86400.0) -> list[str]:
     return taken
 
 
+def _slots() -> int:
+    text = os.environ.get(SLOTS, "1")
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"{SLOTS}: {text!r} is not allowed: it must be a whole number from 1")
+    return int(text)
+
+
 _held = []  # open files: a lock lives as long as its file does
 
 
-def _try_take(ids: list[str], count: int) -> list[str] | None:
-    """Lock ``count`` of ``ids``, or none of them."""
+def _try_take(ids: list[str], count: int, slots: int) -> list[str] | None:
+    """Lock a slot on ``count`` of ``ids``, or none of them. First slots go first, so that jobs spread out."""
+    taken: dict[str, list[int]] = {}
     folder = _lock_folder()
-    taken, files = [], []
-    for name in ids:
-        file = open(folder / f"gpu-{name.replace('/', '_')}", "a")  # noqa: SIM115 - held on purpose
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            continue
-        taken.append(name)
-        files.append(file)
-        if len(taken) == count:
-            _held.extend(files)
-            return taken
-    for file in files:
-        file.close()
+    for slot in range(slots):
+        for name in ids:
+            if len(taken) < count and name not in taken:
+                taken |= {name: files} if (files := _try_slot(folder, name, slot, slots)) else {}
+    if len(taken) == count:
+        _held.extend(file for files in taken.values() for file in files)
+        return [name for name in ids if name in taken]
+    _close(file for files in taken.values() for file in files)
     return None
 
 
+def _try_slot(folder: Path, name: str, slot: int, slots: int) -> list[int]:
+    """Lock one slot: the open files that hold it, or an empty list.
+
+    A job that has its GPU alone holds the GPU's own file; jobs that share one hold that file together and
+    their slot's alone. So a sweep that shares never gets onto a GPU that another one believes its own.
+    """
+    own = f"gpu-{_one_name(name)}"
+    files: list[int] = []
+    for lock, shared in [(own, slots > 1), *([(f"{own}-slot-{slot}", False)] if slots > 1 else [])]:
+        files.append(_open_lock(folder / lock))
+        if not try_hold(files[-1], shared):
+            _close(files)
+            return []
+    return files
+
+
+def _close(files) -> None:
+    for file in files:
+        os.close(file)
+
+
 def _lock_folder() -> Path:
-    """One per user and, inside a Slurm allocation, per job: ids may restart at 0 in each of them."""
-    name = f"zo-gpus-{os.getuid()}-{os.environ.get('SLURM_JOB_ID', 'local')}"
-    folder = Path(os.environ.get("ZO_GPU_LOCKS", tempfile.gettempdir())) / name
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """One a machine, for all users; inside a Slurm allocation one a job: ids may restart at 0 in each.
+
+    Not in TMPDIR, which two shells may set differently.
+    """
+    name = f"zo-gpus-{os.environ.get('SLURM_JOB_ID', 'local')}"
+    folder = Path(os.environ.get("ZO_GPU_LOCKS", "/tmp")) / name
+    try:
+        folder.mkdir(parents=True)
+        folder.chmod(0o1777)
+    except FileExistsError:
+        pass
     return folder
+
+
+def _open_lock(path: Path) -> int:
+    """Open a lock file that any user may have made. Nothing is written, so a planted link does no harm."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    while True:
+        try:
+            return os.open(path, flags)
+        except FileNotFoundError:
+            pass
+        try:
+            file = os.open(path, flags | os.O_CREAT | os.O_EXCL)
+        except FileExistsError:
+            continue
+        os.fchmod(file, 0o644)
+        return file
+
+
+def _one_name(name: str) -> str:
+    """A GPU's one name for its lock: its index, also where it was given as (the beginning of) its UUID."""
+    if name.startswith("GPU-"):
+        fitting = [index for index, uuid, _ in _list_machine() if uuid.startswith(name)]
+        name = fitting[0] if len(fitting) == 1 else name
+    return name.replace("/", "_")
+
+
+def _list_machine() -> list[tuple[str, str, list[str]]]:
+    """Index, UUID and MIG parts of each GPU, as nvidia-smi lists them; none where it is missing or fails."""
+    try:
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    found: list[tuple[str, str, list[str]]] = []
+    for line in listing.stdout.splitlines():
+        uuid = match[1] if (match := re.search(r"\(UUID: ([^)]+)\)", line)) else ""
+        if line.startswith("GPU "):
+            found.append((line.split(":")[0].split()[1], uuid, []))
+        elif found and uuid.startswith("MIG-"):
+            found[-1][2].append(uuid)
+    return found

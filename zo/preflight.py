@@ -63,7 +63,7 @@ def check_study(study: Study, means: Means) -> list[Finding]:
     specs = _unfinished(study)
     checks = [_check_packages(), *_check_corpora(study), _check_disk(Path(study.results), specs, means)]
     if means.local:
-        checks += [_check_gpus(study, specs, means), _check_memory(specs, means)]
+        checks += [_check_gpus(study, specs, means), _check_memory(specs, means, study.workflow.jobs_per_gpu)]
     return checks
 
 
@@ -134,7 +134,7 @@ def _check_disk(results: Path, specs: Sequence[RunSpec], means: Means) -> Findin
     return _weigh("disk", needed, free, text)
 
 
-def _check_memory(specs: Sequence[RunSpec], means: Means) -> Finding:
+def _check_memory(specs: Sequence[RunSpec], means: Means, jobs_per_gpu: int = 1) -> Finding:
     """Of GPUs where runs use them, else of this machine; an estimate, so only the hopeless is a failure."""
     device = "cuda" if means.gpus else "cpu"
     sizes = sorted((memory_bytes(spec, device) for spec in specs), reverse=True)
@@ -143,8 +143,10 @@ def _check_memory(specs: Sequence[RunSpec], means: Means) -> Finding:
         totals = [gpu["memory_total_mb"] * 2**20 for gpu in read_gpus() if gpu["memory_total_mb"]]
         if not totals:
             return Finding("warning", "memory", "nvidia-smi does not say how much the GPUs have")
-        text = f"the largest run takes about {decimal(largest)}, a GPU has {decimal(min(totals))}"
-        return _weigh("memory", largest, min(totals), text, certain=False)
+        sharing = sum(sizes[:jobs_per_gpu])
+        which = "the largest run takes" if jobs_per_gpu == 1 else f"the {jobs_per_gpu} largest runs take"
+        text = f"{which} about {decimal(sharing)}, a GPU has {decimal(min(totals))}"
+        return _weigh("memory", sharing, min(totals), text, certain=False)
     memory = psutil.virtual_memory()
     text = f"{min(means.jobs, len(sizes))} runs at once take about {decimal(together)}, "
     text += f"{decimal(memory.available)} of {decimal(memory.total)} are free"

@@ -1,12 +1,13 @@
 """A study: the file that lists axes and settings, and the grid of runs it stands for."""
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from zo.dataset import DatasetSpec
 from zo.errors import UserError, suggest, unknown
@@ -36,6 +37,21 @@ RESERVED = ("cache", "csv_logs", "job_logs", "runs", "plots")
 REQUIRED = ("study", "modes", "learning_rates")
 
 
+def _read_gpus(value: Any) -> Any:
+    """``auto``, ``none`` or a tuple of ids (numbers, or UUIDs as nvidia-smi -L prints them)."""
+    if isinstance(value, str):
+        if value in ("auto", "none"):
+            return value
+        value = value.split(",")  # --config gpus=0,2
+    ids = [str(name).strip() for name in value] if isinstance(value, list | tuple) else [""]
+    if not ids or not all(re.fullmatch(r"\d+|(GPU|MIG)-[\w./-]+", name) for name in ids):
+        raise ValueError("must be auto, none or a list of ids, e.g. [0, 2]")
+    return tuple(dict.fromkeys(ids))
+
+
+Gpus = Annotated[str | tuple[str, ...], BeforeValidator(_read_gpus)]
+
+
 class Workflow(BaseModel):
     """The keys of a study file that say how to run it, not what a run is."""
 
@@ -43,6 +59,10 @@ class Workflow(BaseModel):
 
     study: str = Field(description="its name; results go to results/, or results/<study>/ if not 'default'")
     threads: Integer = Field(1, ge=1, description="CPU threads of one run")
+    gpus: Gpus = Field(
+        "auto", description="GPUs that local runs may use: all visible, none, or a list of ids"
+    )
+    jobs_per_gpu: Integer = Field(1, ge=1, description="runs that share a GPU; on Slurm always 1")
     gpus_per_run: Integer = Field(1, ge=0, description="GPUs of one run, where the machine has any")
     retries: Integer = Field(1, ge=0, description="attempts after a crash, within one call of snakemake")
     plot_each_run: bool = Field(False, description="draw one curve for each run too")

@@ -87,3 +87,14 @@ def test_work_counts_the_hybrids_backprop_steps():
     zo = relative_cost(make(query_budget_q=8))
     assert cost[1] == pytest.approx(relative_cost(make("FO")))
     assert cost[4] == pytest.approx(0.75 * zo + 0.25 * cost[1])
+
+
+def test_many_small_steps_take_longer_than_few_large_ones_of_as_many_tokens():
+    """A pass costs something for being one: the shorter the batches of an epoch, the longer it takes."""
+    costs = [relative_cost(make(max_steps=None, epochs=1, batch_size=size)) for size in (1, 2, 4, 16)]
+    assert costs == sorted(costs, reverse=True)
+    assert costs[0] > 2 * costs[-1]
+    forwards = [
+        relative_cost(make(max_steps=None, max_forwards=99, batch_size=size)) for size in (1, 2, 4, 16)
+    ]
+    assert forwards == sorted(forwards)

@@ -9,7 +9,7 @@ import pytest
 
 from zo import gpus
 from zo.errors import UserError
-from zo.gpus import take_gpus, visible_gpus
+from zo.gpus import choose_gpus, take_gpus, visible_gpus
 
 TAKE = "import sys, time; from zo.gpus import take_gpus\n"
 TAKE_AND_SLEEP = TAKE + "print(','.join(take_gpus(int(sys.argv[1]))), flush=True); time.sleep(60)"
@@ -17,10 +17,10 @@ TAKE_AND_SLEEP = TAKE + "print(','.join(take_gpus(int(sys.argv[1]))), flush=True
 # 200 forked processes, 16 at a time. Each marks its ids with files that must not exist yet: a proof that
 # does not lean on the locks. Polls are shortened, or the test would mostly sleep.
 CROWD = """
-import os, random, sys, time
+import glob, os, random, sys, time
 from types import SimpleNamespace
 from zo import gpus
-real_sleep = time.sleep
+real_sleep, SLOTS = time.sleep, int(os.environ[gpus.SLOTS])
 gpus.time = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: real_sleep(0.002))
 
 def job(number):
@@ -28,9 +28,11 @@ def job(number):
     taken = gpus.take_gpus(count)
     assert len(set(taken)) == len(taken) == count, taken
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ",".join(taken)
-    marks = [os.path.join(sys.argv[1], f"in-use-{name}") for name in taken]
-    for mark in marks:
+    who = "alone" if SLOTS == 1 else number
+    marks = [os.path.join(sys.argv[1], f"in-use-{name}-{who}") for name in taken]
+    for mark in marks:  # with SLOTS jobs a GPU, the last to come sees all that are there with it
         os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
+        assert len(glob.glob(mark.rpartition("-")[0] + "-*")) <= SLOTS, mark
     real_sleep(random.Random(number).uniform(0, 0.02))
     for mark in marks:
         os.unlink(mark)
@@ -60,6 +62,7 @@ sys.exit(failed > 0)
 def four_gpus(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
     monkeypatch.setenv("ZO_GPU_LOCKS", str(tmp_path))
+    monkeypatch.delenv(gpus.SLOTS, raising=False)
     monkeypatch.setattr(gpus, "_held", [])  # what the test itself takes is free again after it
 
 
@@ -77,7 +80,9 @@ def start(request):
     return start
 
 
-def test_among_200_processes_no_gpu_is_ever_held_twice_and_all_are_used(tmp_path):
+@pytest.mark.parametrize("slots", [1, 2])
+def test_among_200_processes_no_slot_is_ever_held_twice_and_all_are_used(slots, tmp_path, monkeypatch):
+    monkeypatch.setenv(gpus.SLOTS, str(slots))
     done = subprocess.run(
         [sys.executable, "-c", CROWD, str(tmp_path)], capture_output=True, text=True, timeout=120
     )
@@ -153,6 +158,117 @@ def test_the_ids_are_those_of_cuda_visible_devices(given, ids, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
     assert visible_gpus() == ids
     assert take_gpus(len(ids)) == ids
+
+
+def test_jobs_that_share_spread_out_first_and_then_fill_every_slot(start, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setenv(gpus.SLOTS, "2")
+    taken = [start(1)[1] for _ in range(4)]
+    assert sorted(taken[:2]) == sorted(taken[2:]) == [["0"], ["1"]]
+    with pytest.raises(UserError, match="became free"):
+        take_gpus(1, patience=0)
+
+
+def test_two_slots_of_one_gpu_are_no_two_gpus(start, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setenv(gpus.SLOTS, "2")
+    (first, _), (_, second) = start(1), start(1)
+    third = start(1)[1]
+    assert [second, third] == [["1"], ["0"]]  # GPU 0 is full, GPU 1 has a slot left
+    with pytest.raises(UserError, match="became free"):
+        take_gpus(2, patience=0)
+    first.kill()
+    first.wait()
+    assert take_gpus(2, patience=1) == ["0", "1"]
+
+
+@pytest.mark.parametrize(("before", "after"), [("1", "2"), ("2", "1")])
+def test_a_sweep_that_shares_its_gpus_keeps_off_one_that_does_not(before, after, start, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setenv(gpus.SLOTS, before)
+    start(1)
+    monkeypatch.setenv(gpus.SLOTS, after)
+    with pytest.raises(UserError, match="became free"):
+        take_gpus(1, patience=0)
+
+
+@pytest.mark.parametrize("text", ["0", "two", "-1", ""])
+def test_a_bad_number_of_slots_is_an_error_that_names_it(text, monkeypatch):
+    monkeypatch.setenv(gpus.SLOTS, text)
+    with pytest.raises(UserError, match=f"ZO_JOBS_PER_GPU: {text!r} is not allowed"):
+        take_gpus(1)
+
+
+def test_another_user_opens_the_same_locks(tmp_path):
+    take_gpus(1)
+    (folder,) = tmp_path.iterdir()
+    assert folder.stat().st_mode & 0o7777 == 0o1777
+    assert (folder / "gpu-0").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_planted_link_is_refused_not_followed(tmp_path):
+    folder = tmp_path / "zo-gpus-local"
+    folder.mkdir()
+    (folder / "gpu-0").symlink_to(tmp_path / "target")
+    with pytest.raises(OSError, match="symbolic links"):
+        take_gpus(1)
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "visible", "ids"),
+    [
+        ("auto", "0,1", ["0", "1"]),
+        ("auto", None, []),
+        ("none", "0,1", []),
+        (("1", "0"), "0,1,2", ["1", "0"]),
+        (("0", "2"), None, ["0", "2"]),
+        (("0", "2"), "", []),
+        (("MIG-7a",), "MIG-7a,MIG-7b", ["MIG-7a"]),
+    ],
+)
+def test_a_study_chooses_among_the_visible_ones(wanted, visible, ids, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    assert choose_gpus(wanted, environment) == ids
+
+
+def test_a_gpu_that_is_not_visible_is_an_error_that_names_it():
+    with pytest.raises(UserError, match="gpus: '7' is not among the visible ones: 0, 1"):
+        choose_gpus(("0", "7"), {"CUDA_VISIBLE_DEVICES": "0,1"})
+
+
+MACHINE = """#!/bin/sh
+echo 'GPU 0: NVIDIA A100 (UUID: GPU-aa11)'
+echo '  MIG 1g.5gb     Device  0: (UUID: MIG-x1)'
+echo '  MIG 1g.5gb     Device  1: (UUID: MIG-x2)'
+echo 'GPU 1: NVIDIA A100 (UUID: GPU-bb22)'
+"""
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """A machine of two GPUs, the first one split in two."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(MACHINE)
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+
+def test_a_split_gpu_is_listed_as_its_parts(machine, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert visible_gpus() == ["MIG-x1", "MIG-x2", "1"]
+
+
+@pytest.mark.parametrize("name", ["GPU-bb22", "GPU-bb"])
+def test_a_uuid_and_a_number_are_one_gpu(name, machine, start, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", name)
+    assert start(1)[1] == [name]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    with pytest.raises(UserError, match="became free"):
+        take_gpus(1, patience=0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-aa11")
+    assert take_gpus(1, patience=0) == ["GPU-aa11"]
 
 
 @pytest.mark.parametrize(

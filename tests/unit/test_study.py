@@ -280,3 +280,32 @@ def test_a_study_file_that_cannot_be_opened_is_one_line_that_names_it(tmp_path):
     locked = tmp_path / "locked.yaml"
     locked.touch(mode=0)
     assert str(locked) in complaint(read_study, locked)
+
+
+# --- how it runs ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("auto", "auto"),
+        ("none", "none"),
+        ([0, 2], ("0", "2")),
+        (["2", 0, 2], ("2", "0")),
+        ("0,2", ("0", "2")),
+        (["GPU-8ab/x", "MIG-1c.2"], ("GPU-8ab/x", "MIG-1c.2")),
+    ],
+)
+def test_gpus_are_auto_none_or_ids_however_spelled(given, read):
+    assert load(gpus=given).workflow.gpus == read
+
+
+@pytest.mark.parametrize("value", [[], 2, "all", [True], [-1], ["0; rm -rf x"], ["$(id)"], {"FO": 0}])
+def test_other_gpus_are_an_error_that_shows_a_list(value):
+    assert "gpus: " in (text := complaint(load, gpus=value))
+    assert "must be auto, none or a list of ids, e.g. [0, 2]" in text
+
+
+def test_a_gpu_has_at_least_one_job():
+    assert load(jobs_per_gpu="2").workflow.jobs_per_gpu == 2
+    assert "jobs_per_gpu: 0 is not allowed" in complaint(load, jobs_per_gpu=0)

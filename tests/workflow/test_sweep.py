@@ -1,77 +1,11 @@
 """The sweep as people run it: real snakemake processes on a study of four short runs."""
 
-import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-import yaml
+from real_sweep import STUDY, Sweep, runs_of
 
-ROOT = Path(__file__).resolve().parents[2]
-STUDY = {
-    "study": "tiny",
-    "modes": ["FO", "ZO", "Frozen"],
-    "scopes": "full",
-    "batch_sizes": 2,
-    "query_budgets": 2,
-    "learning_rates": {"FO": "1e-1", "ZO": ["1e-3", "3e-3"], "Frozen": 1e-3},
-    "max_steps": 4,
-    "log_interval": 2,
-    "validation_interval": 2,
-    "validation_blocks": 2,
-    "block_size": 16,
-    "validation_block_size": 16,
-    "dataset": "text.txt",
-    "vocab_size": 300,
-    "model_size": "100k",
-}
 FO = "FO_full_bs2_q0_lr1e-01_block16"
-
-
-class Sweep:
-    """A folder with a corpus and a study, and the snakemake that runs there."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.results = folder / "results" / "tiny"
-        verses = [f"It was the best of verse {i}, it was the worst of {i * i}." for i in range(400)]
-        (folder / "text.txt").write_text("\n\n".join(verses))
-        self.write(STUDY)
-
-    def write(self, study: dict) -> None:
-        (self.folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
-
-    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-        """Call snakemake with target and flags; its output, both streams together."""
-        command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), *arguments]
-        command += ["--workflow-profile", str(ROOT / "profiles" / "default"), "--cores", "2"]
-        command += ["--configfile", "study.yaml"]
-        env = {key: value for key, value in os.environ.items() if not key.startswith("SNAKEMAKE")}
-        return subprocess.run(
-            command,
-            cwd=self.folder,
-            env=env | environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=280,
-        )
-
-    def planned(self, *arguments: str) -> list[str]:
-        """Names of the jobs that a dry run announces: runs by their names, other rules by theirs."""
-        done = self.run("-n", *arguments)
-        assert done.returncode == 0, done.stdout
-        return sorted(re.findall(r"^(?:    wildcards: run=|(?:local)?rule )([^\s:]+)", done.stdout, re.M))
-
-    def outcome(self, run: str) -> dict:
-        return json.loads((self.results / "runs" / run / "outcome.json").read_text())
-
-
-def runs_of(jobs: list[str]) -> list[str]:
-    return [job for job in jobs if "_" in job]
 
 
 @pytest.fixture(scope="module")
@@ -236,19 +170,39 @@ def test_a_results_folder_that_is_a_file_is_one_line(finished, tmp_path):
     assert "Traceback" not in refused.stdout
 
 
-def test_without_a_limit_the_machines_own_gpus_are_the_limit(finished):
-    """Pretended ids; each run must see exactly one of them, and gpu=0 must see none."""
-    locks = {"ZO_GPU_LOCKS": str(finished.folder)}
-    finished.write(STUDY | {"seed": 7})
-    ran = finished.run(CUDA_VISIBLE_DEVICES="0,1", **locks)
-    cpu = finished.run("--resources", "gpu=0", "--forcerun", "train", CUDA_VISIBLE_DEVICES="0,1", **locks)
+def test_without_a_limit_the_studys_slots_are_the_limit(finished):
+    """Pretended ids; each run must see exactly one of the study's, and gpu=0 must see none."""
+    given = {"ZO_GPU_LOCKS": str(finished.folder), "CUDA_VISIBLE_DEVICES": "0,1,GPU-7a"}
+    finished.write(STUDY | {"seed": 7, "gpus": [1, "GPU-7a"], "jobs_per_gpu": 2})
+    ran = finished.run(**given)
+    cpu = finished.run("--resources", "gpu=0", "--forcerun", "train", **given)
     finished.write(STUDY)
-    assert re.search(r"Provided resources: gpu=\D*2\b", ran.stdout)
+    assert re.search(r"Provided resources: gpu=\D*4\b", ran.stdout)
     assert cpu.returncode == ran.returncode == 0
     log = (finished.results / "job_logs" / "ZO_full_bs2_q2_lr1e-03_seed7_block16.log").read_text()
     first, second = re.findall(r"GPUs: (\S+)", log)
-    assert first in ("0", "1")
+    assert first in ("1", "GPU-7a")
     assert second == "none"
+    locks = {path.name for path in (finished.folder / "zo-gpus-local").iterdir()}
+    assert locks <= {f"gpu-{name}{slot}" for name in ("1", "GPU-7a") for slot in ("", "-slot-0", "-slot-1")}
+    assert "gpu-1-slot-0" in locks
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"gpus": [0, 5]}, "gpus: '5' is not among the visible ones: 0, 1"),
+        ({"gpus": [1], "gpus_per_run": 2}, "gpus_per_run: 2 asked for, but the study may use 1: 1"),
+        ({"gpus": "both"}, "gpus: 'both' is not allowed: it must be auto, none or a list of ids"),
+    ],
+)
+def test_gpus_that_cannot_be_had_are_one_line_before_any_job(finished, keys, words):
+    finished.write(STUDY | keys)
+    refused = finished.run("-n", CUDA_VISIBLE_DEVICES="0,1")
+    finished.write(STUDY)
+    assert refused.returncode != 0
+    assert f"Error in the study: {words}" in refused.stdout
+    assert "Traceback" not in refused.stdout
 
 
 def test_two_sweeps_in_one_folder_do_not_run_at_once(finished):

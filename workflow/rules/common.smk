@@ -2,8 +2,10 @@
 import json
 import os
 import sys
+from functools import cache
 from glob import glob
 from pathlib import Path
+from shlex import quote
 
 sys.path.insert(
     0, workflow.basedir
@@ -11,7 +13,8 @@ sys.path.insert(
 
 from zo.errors import UserError
 from zo.files import hold_or_exit, make_folder
-from zo.gpus import visible_gpus
+from zo.footprint import relative_cost
+from zo.gpus import SLOTS, choose_gpus
 from zo.study import caches_of, load_study
 
 
@@ -33,9 +36,15 @@ def read_spec(run):
     return checked(STUDY.resolve, run)
 
 
+@cache
+def cache_name(dataset):
+    """The folder of a cache. Remembered: its name asks for the corpus's version, once for 10,000 runs."""
+    return dataset.folder_name()
+
+
 def cache_files(run):
     """The meta.json of every cache that a run reads; a run outside the grid may add a cache of its own."""
-    wanted = {dataset.folder_name(): dataset for dataset in caches_of(read_spec(run))}
+    wanted = {cache_name(dataset): dataset for dataset in caches_of(read_spec(run))}
     CACHES.update(wanted)
     return [f"{RESULTS}/cache/{name}/meta.json" for name in wanted]
 
@@ -47,6 +56,15 @@ def read_cache(name):
             f"Error: no run of this study reads the cache {name!r}; it reads {', '.join(CACHES)}"
         )
     return CACHES[name].to_json()
+
+
+LONGEST = max(map(relative_cost, STUDY.runs.values()))
+
+
+def predicted_length(run):
+    """Priority of a run: its predicted work, 100 for the longest of the study. The longest go first, so that
+    none is left over at the end with the machine to itself."""
+    return 100 * relative_cost(read_spec(run)) / LONGEST
 
 
 def least_tokens():
@@ -61,20 +79,52 @@ wildcard_constraints:
     cache=r"[A-Za-z0-9._-]+",
 
 
+# Jobs of this machine: the GPUs that the study may use, and how many runs share one. On a cluster each job
+# has what the cluster gave it.
+LOCAL = workflow.nodes is None and not workflow.remote_exec
+GPUS = checked(choose_gpus, STUDY.workflow.gpus) if LOCAL else []
+ENVIRONMENT = {"PYTHONPATH": f"{workflow.basedir}:${{{{PYTHONPATH-}}}}"}
+if LOCAL:
+    ENVIRONMENT |= {
+        "CUDA_VISIBLE_DEVICES": quote(",".join(GPUS)),
+        SLOTS: STUDY.workflow.jobs_per_gpu,
+    }
+
 # A prefix replaces Snakemake's strict mode, so it says it again. The trap keeps Ctrl-C from passing as a crash.
 # Jobs use the python that runs snakemake, and this checkout's zo; `--sdm conda` puts its own python before it.
-PYTHON_FOLDER = os.path.dirname(sys.executable)
-shell.prefix(
-    "set -euo pipefail; trap 'exit 130' INT; "
-    f"export PATH={PYTHON_FOLDER}:$PATH PYTHONPATH={workflow.basedir}:${{{{PYTHONPATH-}}}}; "
-)
+ENVIRONMENT["PATH"] = f"{os.path.dirname(sys.executable)}:$PATH"
+EXPORTS = " ".join(f"{name}={value}" for name, value in ENVIRONMENT.items())
+shell.prefix(f"set -euo pipefail; trap 'exit 130' INT; export {EXPORTS}; ")
 
-# Without --resources gpu=N a local sweep runs on the GPUs that the machine has: on none, jobs ask for none.
-if workflow.nodes is None and "gpu" not in workflow.global_resources:
-    workflow.register_resource("gpu", len(visible_gpus()))
+# The resource counts slots. Without --resources gpu=N a local sweep has those of its GPUs: with none, jobs
+# ask for none.
+if LOCAL and "gpu" not in workflow.global_resources:
+    workflow.register_resource("gpu", len(GPUS) * STUDY.workflow.jobs_per_gpu)
+SLOTS_GIVEN = int(workflow.global_resources["gpu"].value) if LOCAL and GPUS else 0
+if SLOTS_GIVEN and STUDY.workflow.gpus_per_run > len(GPUS):
+    sys.exit(
+        f"Error in the study: gpus_per_run: {STUDY.workflow.gpus_per_run} asked for, but the study may use"
+        f" {len(GPUS)}: {', '.join(GPUS)}"
+    )
 
 
 checked(make_folder, Path(RESULTS))
+
+
+def write_partial_summary():
+    """Runs killed past their last retry keep Snakemake from the summary: name them, in a file that no rule makes."""
+    from zo.analysis.lost import find_unfinished
+    from zo.analysis.summary import write_summary
+
+    logs = f"{RESULTS}/csv_logs"
+    if find_unfinished(logs, STUDY.runs):
+        write_summary(
+            logs, f"{RESULTS}/summary.txt", f"{RESULTS}/summary.csv", only=STUDY.runs
+        )
+        print(
+            f"Not all runs have an outcome: {RESULTS}/summary.partial.txt",
+            file=sys.stderr,
+        )
 
 
 # Imported in the handlers: a dry run runs none of them.
@@ -83,12 +133,13 @@ onstart:
     from zo.sweep_record import begin_sweep
 
     checked(hold_or_exit, RESULTS)
-    # A local sweep may use its cores and GPUs, one on a cluster as many jobs as it was given.
-    if workflow.nodes is None:
-        gpus = int(workflow.global_resources["gpu"].value) if visible_gpus() else 0
+    # A local sweep may use its cores and GPU slots, one on a cluster as many jobs as it was given.
+    if LOCAL:
         flow = STUDY.workflow
-        jobs = jobs_at_once(workflow.cores, flow.threads, gpus, flow.gpus_per_run)
-        means = Means(jobs, gpus)
+        jobs = jobs_at_once(
+            workflow.cores, flow.threads, SLOTS_GIVEN, flow.gpus_per_run
+        )
+        means = Means(jobs, SLOTS_GIVEN)
     else:
         means = Means(workflow.nodes, workflow.nodes, local=False)
     checked(preflight, STUDY, means)
@@ -105,3 +156,4 @@ onerror:
     from zo.sweep_record import end_sweep
 
     end_sweep(RESULTS, succeeded=False)
+    write_partial_summary()

@@ -18,6 +18,7 @@ rule train:
         f"{RESULTS}/runs/{{run}}/attempt.log",
     benchmark:
         f"{RESULTS}/runs/{{run}}/benchmark.tsv"
+    priority: lambda wildcards: predicted_length(wildcards.run)
     retries: RETRIES
     conda:
         "../../envs/zo.yaml"

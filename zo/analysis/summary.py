@@ -9,12 +9,12 @@ import pandas as pd
 
 from zo.analysis import curves, stats
 from zo.analysis.layout import render, section, shorten, spread, wrap_line
+from zo.analysis.lost import Unfinished, find_unfinished, list_unfinished, read_tail
 from zo.analysis.table import Logs, find_log, list_axes, read_logs, spell_lr, summarize_runs
 from zo.errors import UserError, unknown
 from zo.files import write_aside
 
 FORMATS = ("text", "md", "csv", "json")
-TAIL_LINES = 5
 TITLES = {
     "answer": "The answer: each method at its best settings",
     "best_learning_rates": "Best learning rate of each cell",
@@ -40,14 +40,35 @@ def write_summary(
 ) -> str:
     """Write the text for people to `txt` and the run table to `csv`; return the text. `only`: these runs.
 
-    The same logs give the same bytes. Raises UserError for a folder that holds no readable logs.
+    While a run has no outcome, because it was killed past its last retry or has not been made yet, the text
+    goes to `<txt>.partial.txt` instead, names those runs, and leaves `txt` and `csv` alone: a summary that
+    was written in full stays the one that is. The same logs give the same bytes. Raises UserError for a
+    folder that holds no readable logs.
     """
+    txt, partial = Path(txt), Path(txt).with_suffix(".partial.txt")
+    unfinished = find_unfinished(folder, only)
+    if unfinished:
+        text = _summarize_partly(folder, only, unfinished)
+        write_aside(partial, text)
+        return text
     logs = read_logs(folder, only)
     runs = summarize_runs(logs)
-    text = summarize(logs, runs)
     write_aside(Path(csv), runs.to_csv(index=False))
-    write_aside(Path(txt), text)
+    text = summarize(logs, runs)
+    write_aside(txt, text)
+    partial.unlink(missing_ok=True)
     return text
+
+
+def _summarize_partly(folder: str | Path, only: Collection[str] | None, unfinished: list[Unfinished]) -> str:
+    """Say which runs are not there, then summarize those that are."""
+    head = [f"PARTIAL: no outcome of {len(unfinished)} of the runs. `snakemake` goes on with them."]
+    head += list_unfinished(unfinished)
+    finished = [path.stem for path in Path(folder).glob("*.csv") if only is None or path.stem in only]
+    if not finished:
+        return "\n".join([*head, "", "No run has finished.", ""])
+    logs = read_logs(folder, finished)
+    return "\n".join([*head, "", summarize(logs, summarize_runs(logs))])
 
 
 def summarize(logs: Logs, runs: pd.DataFrame) -> str:
@@ -110,7 +131,7 @@ def list_problems(logs: Logs, runs: pd.DataFrame) -> list[str]:
         reason = "no reason recorded" if pd.isna(row.reason) else " ".join(str(row.reason).split())
         lines.append(start + reason + end)
         if row.status == "crashed":
-            lines += _read_tail(find_log(logs, row.run))
+            lines += read_tail(find_log(logs, row.run))
     return lines
 
 
@@ -301,14 +322,3 @@ def _with_interval(table: pd.DataFrame, mean: str, high: str, sign: str) -> pd.S
 
 def _half(row: pd.Series, name: str) -> float:
     return row[f"{name}_high"] - row[name]
-
-
-def _read_tail(log: Path | None) -> list[str]:
-    """Return the last lines of a job log, indented; it may be missing or hold any bytes."""
-    if log is None or not log.is_file():
-        return ["    (no log file)"]
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 20_000))
-        text = file.read().decode(errors="replace").replace("\r", "\n")
-    lines = [line for line in text.split("\n") if line.strip()]
-    return [f"    {line.expandtabs()}" for line in lines[-TAIL_LINES:]] or ["    (empty log)"]

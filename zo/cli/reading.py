@@ -30,7 +30,11 @@ def _study_runs(options) -> list[str] | None:
 
 def add_analyze_flags(parser) -> None:
     """Flags of ``zo analyze``."""
-    _folder_flags(parser, "where summary.txt and summary.csv go (default: beside the folder)")
+    _folder_flags(
+        parser,
+        "where summary.txt and summary.csv go (default: beside the folder); summary.partial.txt while a run "
+        "has no outcome",
+    )
 
 
 def analyze(options) -> int:
@@ -39,8 +43,8 @@ def analyze(options) -> int:
     from zo.files import make_folder
 
     out = make_folder(options.out or options.folder.parent)
-    write_summary(options.folder, out / "summary.txt", out / "summary.csv", only=_study_runs(options))
-    print((out / "summary.txt").read_text(), end="")
+    files = (out / "summary.txt", out / "summary.csv")
+    print(write_summary(options.folder, *files, only=_study_runs(options)), end="")
     return 0
 
 

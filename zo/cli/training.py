@@ -50,6 +50,8 @@ def train(options) -> int:
     if options.gpus is not None:
         taken = take_gpus(options.gpus)
         logging.getLogger("zo").info("GPUs: %s", ",".join(taken) or "none")
+        if taken:
+            _own_compile_caches(files.folder)
     _limit_threads(options.threads)
     from zo.train import train
 
@@ -105,14 +107,29 @@ def _start_logging(path: Path | None) -> None:
     logging.getLogger("zo").setLevel(logging.INFO)
 
 
+POOLS = ["OMP", "MKL", "OPENBLAS", "BLIS", "NUMEXPR", "NUMBA", "VECLIB_MAXIMUM", "RAYON"]
+"""Thread pools that a library of a run may start: OpenMP (torch, Arrow), BLAS, numexpr, numba, tokenizers."""
+
+
 def _limit_threads(threads: int | None) -> None:
     """Every library's pool gets the run's threads and no more; before any of them is imported."""
     if threads is None:
         return
     if threads < 1:
         raise UserError(f"threads: {threads} is not allowed: it must be 1 or more")
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
-        os.environ[variable] = str(threads)
+    for pool in POOLS:
+        os.environ[f"{pool}_THREADS" if pool.endswith("MAXIMUM") else f"{pool}_NUM_THREADS"] = str(threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = str(threads > 1).lower()
+
+
+def _own_compile_caches(folder: Path) -> None:
+    """Keep what Triton and Inductor compile in the run's folder, unless the user says where.
+
+    Their default is one folder a user. Jobs that start together would compile the same kernels into it at
+    once, and on a shared file system one reads what another has half written.
+    """
+    for variable in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
+        os.environ.setdefault(variable, str((folder / "compiled" / variable.split("_")[0].lower()).resolve()))
 
 
 def add_cache_flags(parser) -> None:

@@ -1,0 +1,80 @@
+"""A folder with a corpus, a study of short runs, and the real snakemake that runs there."""
+
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDY = {
+    "study": "tiny",
+    "modes": ["FO", "ZO", "Frozen"],
+    "scopes": "full",
+    "batch_sizes": 2,
+    "query_budgets": 2,
+    "learning_rates": {"FO": "1e-1", "ZO": ["1e-3", "3e-3"], "Frozen": 1e-3},
+    "max_steps": 4,
+    "log_interval": 2,
+    "validation_interval": 2,
+    "validation_blocks": 2,
+    "block_size": 16,
+    "validation_block_size": 16,
+    "dataset": "text.txt",
+    "vocab_size": 300,
+    "model_size": "100k",
+}
+
+
+class Sweep:
+    """A folder with a corpus and a study, and the snakemake that runs there."""
+
+    def __init__(self, folder: Path, study: dict = STUDY):
+        self.folder = folder
+        self.results = folder / "results" / "tiny"
+        verses = [f"It was the best of verse {i}, it was the worst of {i * i}." for i in range(400)]
+        (folder / "text.txt").write_text("\n\n".join(verses))
+        self.write(study)
+
+    def write(self, study: dict) -> None:
+        (self.folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+        """Call snakemake with target and flags; its output, both streams together."""
+        process = self.start(*arguments, **environment)
+        output, _ = process.communicate(timeout=280)
+        return subprocess.CompletedProcess(process.args, process.returncode, output)
+
+    def start(self, *arguments: str, address_space: int | None = None, **environment: str):
+        """Start snakemake; its process. ``address_space``: bytes that each process of it may have."""
+        command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), *arguments]
+        command += ["--workflow-profile", str(ROOT / "profiles" / "default")]
+        command += [] if "--cores" in arguments else ["--cores", "2"]
+        env = {key: value for key, value in os.environ.items() if not key.startswith("SNAKEMAKE")}
+        limit = (address_space or resource.RLIM_INFINITY,) * 2
+        return subprocess.Popen(
+            [*command, "--configfile", "study.yaml"],
+            cwd=self.folder,
+            env=env | environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, limit) if address_space else None,
+        )
+
+    def planned(self, *arguments: str) -> list[str]:
+        """Names of the jobs that a dry run announces: runs by their names, other rules by theirs."""
+        done = self.run("-n", *arguments)
+        assert done.returncode == 0, done.stdout
+        return sorted(re.findall(r"^(?:    wildcards: run=|(?:local)?rule )([^\s:]+)", done.stdout, re.M))
+
+    def outcome(self, run: str) -> dict:
+        return json.loads((self.results / "runs" / run / "outcome.json").read_text())
+
+
+def runs_of(jobs: list[str]) -> list[str]:
+    return [job for job in jobs if "_" in job]

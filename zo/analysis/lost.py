@@ -1,0 +1,69 @@
+"""Runs without an outcome: killed past their last retry, still at work, or not begun.
+
+A crash writes its own outcome. What takes a job's launcher down with it (the kernel, Slurm, a lost node)
+leaves none, and Snakemake then never reaches the summary.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import NamedTuple
+
+from zo.files import is_held
+from zo.record import RunFiles
+
+TAIL_LINES = 5
+
+
+class Unfinished(NamedTuple):
+    """A run without an outcome: ``lost``, ``running`` or ``waiting`` (never begun)."""
+
+    name: str
+    state: str
+    log: Path
+
+
+def find_unfinished(folder: str | Path, only: Collection[str] | None = None) -> list[Unfinished]:
+    """Which of a study's runs (`only`; None: of those with a folder of their own) have no outcome, by name.
+
+    `folder` is that of the CSV logs. One that no results folder surrounds has nothing unfinished.
+    """
+    results = Path(folder).parent
+    if not (results / "runs").is_dir():
+        return []
+    if only is None:
+        only = [path.name for path in (results / "runs").iterdir() if path.is_dir()]
+    return [found for run in sorted(only) if (found := _judge(RunFiles(results, run)))]
+
+
+def _judge(files: RunFiles) -> Unfinished | None:
+    """Snakemake deletes both files before it repeats a run, so what is there is of the last attempt."""
+    if files.csv.is_file() or (files.folder / "outcome.json").is_file():
+        return None
+    state = "lost" if files.live_csv.exists() or files.job_log.exists() else "waiting"
+    if is_held(files.folder / ".lock"):
+        state = "running"
+    return Unfinished(files.run, state, files.job_log)
+
+
+def list_unfinished(runs: list[Unfinished]) -> list[str]:
+    """A line for each lost run, with its log and the log's last lines; the others are named without."""
+    lines = []
+    for run in runs:
+        if run.state == "lost":
+            why = "no outcome was recorded: killed from outside, or its machine is gone"
+            lines += [f"lost {run.name}: {why} (log: {run.log})", *read_tail(run.log)]
+    for state in ("running", "waiting"):
+        names = [run.name for run in runs if run.state == state]
+        lines += [f"{state}: {', '.join(names)}"] if names else []
+    return lines
+
+
+def read_tail(log: Path | None) -> list[str]:
+    """Return the last lines of a job log, indented; it may be missing or hold any bytes."""
+    if log is None or not log.is_file():
+        return ["    (no log file)"]
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 20_000))
+        text = file.read().decode(errors="replace").replace("\r", "\n")
+    lines = [line for line in text.split("\n") if line.strip()]
+    return [f"    {line.expandtabs()}" for line in lines[-TAIL_LINES:]] or ["    (empty log)"]
