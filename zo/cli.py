@@ -16,6 +16,7 @@ from typing import Union, get_args, get_origin
 from zo.errors import UserError
 
 PROGRAM = "zo"
+log = logging.getLogger("zo")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,6 +53,12 @@ def build_parser() -> argparse.ArgumentParser:
         ("plot", _plot, _plot_flags, "draw the figures of a folder of CSV logs"),
         ("stats", _stats, _stats_flags, "print the statistics of a folder of CSV logs"),
         ("bench", _bench, _bench_flags, "time a ZO step against inference, an FO step and MeZO"),
+        (
+            "replay",
+            _replay,
+            _replay_flags,
+            "rebuild a ZO run's final weights from its scalar log, without data",
+        ),
         ("doctor", _doctor, _doctor_flags, "print versions, devices, memory, and what is missing"),
         ("crash", _crash, _crash_flags, "(for the workflow) record a training job that failed"),
     ):
@@ -109,6 +116,15 @@ def _train_flags(parser) -> None:
         default=True,
         help="append log lines to job_logs/<run>.log (the workflow does that itself)",
     )
+    parser.add_argument(
+        "--keep",
+        choices=("checkpoint", "weights", "nothing"),
+        default="checkpoint",
+        help="of a finished run: weights and optimizer state, weights alone, or neither (default checkpoint)",
+    )
+    parser.add_argument(
+        "--attempt", type=int, default=1, help="(for the workflow) its number of this attempt"
+    )
     _results_flag(parser)
     _machine_flags(parser)
 
@@ -135,17 +151,29 @@ def _train(options) -> int:
     _start_logging(files.job_log if options.job_log else None)
     if options.gpus is not None:
         taken = take_gpus(options.gpus)
-        logging.getLogger("zo").info("GPUs: %s", ",".join(taken) or "none")
+        log.info("GPUs: %s", ",".join(taken) or "none")
     _limit_threads(options.threads)
+    from zo.causes import TRY_AGAIN, is_machine_failure
     from zo.train import train
 
+    by_hand = options.job_log  # the workflow decides itself what is out of date
     try:
-        by_hand = options.job_log  # the workflow decides itself what is out of date
-        train(spec, options.results, device=options.device, threads=options.threads, replace=not by_hand)
+        train(
+            spec,
+            options.results,
+            device=options.device,
+            threads=options.threads,
+            replace=not by_hand,
+            keep=options.keep,
+            retry=options.attempt > 1,
+        )
     except (UserError, SystemExit):
         raise
-    except Exception:
-        logging.getLogger("zo").exception("%s: crashed", spec.name)
+    except Exception as error:
+        if is_machine_failure(error):
+            log.error("%s: stopped: %s: another attempt goes on from the last checkpoint", spec.name, error)
+            return TRY_AGAIN
+        log.exception("%s: crashed", spec.name)
         return 1
     return 0
 
@@ -421,10 +449,31 @@ def _crash_flags(parser) -> None:
     parser.add_argument("--run", required=True)
     parser.add_argument("--exit", type=int, required=True, metavar="STATUS")
     parser.add_argument("--last-attempt", type=int, required=True, metavar="0|1")
+    parser.add_argument("--record", type=int, default=1, metavar="0|1", help="0: a run outside the grid")
     _results_flag(parser)
 
 
 def _crash(options) -> int:
     from zo.crash import handle_crash
 
-    return handle_crash(options.results, options.run, options.exit, bool(options.last_attempt))
+    last, record = bool(options.last_attempt), bool(options.record)
+    return handle_crash(options.results, options.run, options.exit, last, record)
+
+
+# --- replay --------------------------------------------------------------------------------------
+
+
+def _replay_flags(parser) -> None:
+    parser.add_argument("folder", type=Path, help="of the run, e.g. results/runs/<run>")
+    parser.add_argument("--out", type=Path, metavar="FILE.safetensors", help="write the weights there")
+    parser.add_argument("--device", help="(default: the kind that the run used)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: as the run)")
+
+
+def _replay(options) -> int:
+    from zo.replay import replay
+
+    _limit_threads(options.threads)
+    found = replay(options.folder, device=options.device, threads=options.threads, out=options.out)
+    print(found.report)
+    return 0 if found.equal else 1

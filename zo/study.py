@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -44,7 +44,14 @@ class Workflow(BaseModel):
     study: str = Field(description="its name; results go to results/, or results/<study>/ if not 'default'")
     threads: Integer = Field(1, ge=1, description="CPU threads of one run")
     gpus_per_run: Integer = Field(1, ge=0, description="GPUs of one run, where the machine has any")
-    retries: Integer = Field(1, ge=0, description="attempts after a crash, within one call of snakemake")
+    retries: Integer = Field(
+        1,
+        ge=0,
+        description="attempts after a kill or a full disk, within one call of snakemake; none after a bug",
+    )
+    keep: Literal["checkpoint", "weights", "nothing"] = Field(
+        "checkpoint", description="of a finished run: weights and optimizer state, weights alone, or neither"
+    )
     plot_each_run: bool = Field(False, description="draw one curve for each run too")
 
 

@@ -15,7 +15,7 @@ GROUPS = {
     2: "plan estimate guidance methods mezo",
     3: "sizes models corpus textfiles tokenizer token_cache dataset",
     4: "spec study",
-    5: "ledger record checkpoint gpus crash train",
+    5: "causes attempt ledger record checkpoint gpus crash run replay train",
     6: "analysis",
     7: "bench sweep doctor cli __main__",
 }
