@@ -47,8 +47,8 @@ class Attempt:
 
     @property
     def limits(self) -> dict[str, Any]:
-        """Settings that must replace the spec's own: ``plan``, ``parallel_batch_size``, ``gradient_accumulation``."""
-        return {} if not self.reductions else self.reductions[-1]["settings"]
+        """Settings that must replace the spec's own: of the plan, or ``gradient_accumulation``."""
+        return self.reductions[-1]["settings"] if self.reductions else {}
 
     def begin(self, effective: RunSpec | None = None) -> None:
         """Put on disk that an attempt is under way, with these settings as far as they are decided."""
@@ -118,11 +118,7 @@ def _describe_floor(spec: RunSpec | None) -> str:
         return f"before its first step: {remedy}"
     if "query_budget_q" in METHODS[spec.mode].uses:
         return f"with one direction at a time, the sequential plan: {remedy}"
-    return (
-        f"with one sequence at a time: {remedy}"
-        if METHODS[spec.mode].uses
-        else f"in one forward pass: {remedy}"
-    )
+    return f"with one {'sequence at a time' if METHODS[spec.mode].uses else 'forward pass'}: {remedy}"
 
 
 def note_silent_kill(path: Path) -> None:
@@ -136,7 +132,7 @@ def note_silent_kill(path: Path) -> None:
 
 
 def _kernel_kills() -> dict[str, Any]:
-    """Processes that this machine's kernel has killed for memory since it started, and which start that was."""
+    """How many processes this machine's kernel has killed for memory, and since which start of it."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         counts = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())

@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
             "replay",
             _replay,
             _replay_flags,
-            "rebuild a ZO run's final weights from its scalar log, without data",
+            "rebuild a ZO run's final weights from its scalar log",
         ),
         ("doctor", _doctor, _doctor_flags, "print versions, devices, memory, and what is missing"),
         ("crash", _crash, _crash_flags, "(for the workflow) record a training job that failed"),
@@ -122,9 +122,7 @@ def _train_flags(parser) -> None:
         default="checkpoint",
         help="of a finished run: weights and optimizer state, weights alone, or neither (default checkpoint)",
     )
-    parser.add_argument(
-        "--attempt", type=int, default=1, help="(for the workflow) its number of this attempt"
-    )
+    parser.add_argument("--attempt", type=int, default=1, help="(for the workflow) which one this is")
     _results_flag(parser)
     _machine_flags(parser)
 

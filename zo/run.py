@@ -66,7 +66,7 @@ class Run:
         return sum(sums) / len(blocks)
 
     def checkpoint(self, lengths: dict[str, int] | None) -> Checkpoint:
-        """Everything needed to go on from here; without the lengths of the logs, the trained weights alone."""
+        """Everything needed to go on from here; without the logs' lengths, the trained weights alone."""
         tensors, scalars = pack_state(self.state.optimizers) if lengths else ({}, {})
         tensors = {f"optimizer.{name}": tensor for name, tensor in tensors.items()}
         tensors |= {f"model.{name}": parameter for name, parameter in self.named}

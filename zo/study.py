@@ -47,7 +47,7 @@ class Workflow(BaseModel):
     retries: Integer = Field(
         1,
         ge=0,
-        description="attempts after a kill or a full disk, within one call of snakemake; none after a bug",
+        description="further attempts after a kill or a full disk; a bug gets none",
     )
     keep: Literal["checkpoint", "weights", "nothing"] = Field(
         "checkpoint", description="of a finished run: weights and optimizer state, weights alone, or neither"

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from zo import files as files_module
+from zo.causes import TRY_AGAIN
 from zo.crash import handle_crash
 from zo.errors import UserError
 from zo.files import hold, hold_or_exit, make_folder, read_json, write_aside, write_json
@@ -114,6 +115,7 @@ def test_the_published_log_is_the_live_one_byte_for_byte(files):
         "reason": "loss nan at step 4",
         "step": 4,
         "log": str(files.job_log),
+        "weights_sha256": None,
     }
 
 
@@ -282,10 +284,22 @@ def test_a_kill_is_passed_on_and_never_recorded(status, files):
 
 
 @pytest.mark.parametrize("status", [1, 2, 134, 139])
-def test_a_crash_before_the_last_attempt_is_passed_on(status, files):
-    assert handle_crash(files.results, RUN, status, last_attempt=False) == status
+def test_a_bug_is_recorded_at_once_for_another_attempt_would_meet_it_again(status, files):
+    assert handle_crash(files.results, RUN, status, last_attempt=False) == 0
+    assert crashes(files) == ["crash1.json"]
+
+
+def test_a_failure_of_the_machine_is_recorded_on_the_last_attempt_alone(files):
+    assert handle_crash(files.results, RUN, TRY_AGAIN, last_attempt=False) == TRY_AGAIN
     assert crashes(files) == []
-    assert not (files.folder / "outcome.json").exists()
+    assert handle_crash(files.results, RUN, TRY_AGAIN, last_attempt=True) == 0
+    assert crashes(files) == ["crash1.json"]
+
+
+@pytest.mark.parametrize("status", [1, TRY_AGAIN])
+def test_a_crash_outside_the_grid_is_never_recorded_for_no_summary_would_list_it(status, files):
+    assert handle_crash(files.results, RUN, status, last_attempt=True, record=False) == status
+    assert crashes(files) == []
 
 
 def test_half_a_row_at_the_end_of_the_log_is_not_taken_for_a_step(files):
