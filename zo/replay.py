@@ -71,7 +71,7 @@ def _read_run(folder: Path) -> tuple[RunSpec, dict, dict]:
     if not outcome.get("weights_sha256") or "vocab_size" not in manifest:
         status = outcome.get("status", "not finished")
         raise UserError(
-            f"{folder}: its final weights have no checksum (the run is {status}): let it end first"
+            f"{folder}: the run is {status}: only the weights of a run that is done have a checksum"
         )
     method = METHODS[spec.mode]
     for step in range(1, outcome["step"] + 1):

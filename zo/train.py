@@ -122,7 +122,8 @@ def _train(spec: RunSpec, files: RunFiles, device: torch.device, attempt: Attemp
         outcome = Outcome("diverged", str(error))
     finally:
         logs.close()
-    files.write_outcome(outcome.status, outcome.reason, run.ledger.step, run.weights_digest())
+    checksum = run.weights_digest() if outcome.status == "done" else None
+    files.write_outcome(outcome.status, outcome.reason, run.ledger.step, checksum)
     _keep(run, files, outcome.status, keep)
     return outcome
 
