@@ -262,6 +262,37 @@ def test_a_crash_on_the_last_attempt_is_recorded_and_publishes_the_partial_curve
     assert files.csv.read_bytes() == files.live_csv.read_bytes()
 
 
+@pytest.mark.parametrize(
+    "name", ["../x", "/etc/x", "a/b", "a\nb", "a\0b", "..", ".x", "", "a%00/..", "é", "-x", "x\n"]
+)
+def test_a_run_name_that_could_leave_the_results_folder_is_one_line(name, tmp_path):
+    with pytest.raises(UserError, match="it names a folder") as error:
+        RunFiles(tmp_path, name)
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_name_longer_than_a_file_name_may_be_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="cannot be made: File name too long"):
+        RunFiles(tmp_path, "x" * 300).make_folders()
+
+
+def test_what_a_killed_write_left_is_removed_and_nothing_else(files):
+    files.checkpoints.mkdir()
+    kept = [
+        files.folder / ".lock",
+        files.folder / "spec.json",
+        files.checkpoints / "step-000000001.safetensors",
+    ]
+    kept += [files.csv, files.csv.parent / f".{RUN}_seed1.csv.77"]  # the last one is another run's
+    left = [files.folder / ".outcome.json.4711", files.checkpoints / ".step-000000002.safetensors.4711"]
+    left += [files.csv.parent / f".{RUN}.csv.4711"]
+    for path in kept + left:
+        path.touch()
+    files.remove_leftovers()
+    assert all(path.exists() for path in kept)
+    assert not any(path.exists() for path in left)
+
+
 def test_a_crash_before_any_file_was_written_is_recorded_too(tmp_path):
     files = RunFiles(tmp_path, RUN)
     assert handle_crash(tmp_path, RUN, 3, last_attempt=True) == 0
