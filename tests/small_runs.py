@@ -81,7 +81,7 @@ def everything(results: Path, run: str) -> dict:
     return {
         "csv": read_rows(files.csv),
         "scalars": files.scalars.read_bytes(),
-        "final": read_final(files.final),
+        "final": read_final(files.final) if files.final.exists() else None,
         "outcome": {key: value for key, value in outcome.items() if key != "log"},
         "spec": (files.folder / "spec.json").read_bytes(),
     }

@@ -61,9 +61,8 @@ def disturb(spec, results, kills: int, draw: random.Random) -> list[int]:
 
 def check_kills(corpus, folder, mode: str, kills: int) -> None:
     """Kill in one run after another until there were ``kills``; each must end as the calm one did."""
-    spec = small_spec(
-        corpus, mode, max_steps=STEPS, checkpoint_interval=1, validation_interval=20, **RULES[mode]
-    )
+    length = {"max_steps": STEPS, "checkpoint_interval": 1, "validation_interval": 20}
+    spec = small_spec(corpus, mode, learning_rate=1e-3, **length, **RULES[mode])
     calm = run_zo(*train_command(spec, folder / "calm")[3:])
     assert calm.returncode == 0, calm.stderr
     expected, draw, seen = everything(folder / "calm", spec.name), random.Random(mode), []
