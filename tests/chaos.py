@@ -178,7 +178,7 @@ def disturb(sweep: Sweep, events: int, draw: random.Random) -> Counter:
     happened: Counter = Counter()
     sweep.start()
     while happened.total() < events:
-        time.sleep(draw.uniform(0.2, 2.0))
+        time.sleep(draw.uniform(0.5, 5.0))
         if sweep.snakemake.poll() is not None:
             if sweep.finish() == 0:
                 break

@@ -125,7 +125,7 @@ def note_silent_kill(path: Path) -> None:
     """Close the record of an attempt that ended without a word, where the kernel says why."""
     last, now = read_json(path), _kernel_kills()
     then = last.get("kernel") or {}
-    if not last or last["ended"] or then.get("boot") != now["boot"]:
+    if not last or last.get("ended") or then.get("boot") != now["boot"]:
         return
     if now["kills"] > then["kills"]:
         write_json(path, last | {"ended": OUT_OF_MEMORY, "reason": KERNEL})
