@@ -66,7 +66,7 @@ class Sweep:
 
     def __init__(self, folder: Path):
         self.folder, self.results = folder, folder / "results/night"
-        self.results.mkdir(parents=True)
+        self.results.mkdir(parents=True, exist_ok=True)
         write_corpus(folder)
         (folder / "study.yaml").write_text(yaml.safe_dump(STUDY))
         self.snakemake, self.exits, self.squeezed = None, [], set()
@@ -138,6 +138,8 @@ class Sweep:
             with contextlib.suppress(OSError), open(path.parents[1] / ".lock", "a") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 content = newest.read_bytes()
+                if not content:  # by an earlier call
+                    continue
                 cut = draw.randrange(len(content))
                 if draw.random() < 0.5:
                     os.truncate(newest, draw.choice([0, cut]))
@@ -178,7 +180,7 @@ def disturb(sweep: Sweep, events: int, draw: random.Random) -> Counter:
     happened: Counter = Counter()
     sweep.start()
     while happened.total() < events:
-        time.sleep(draw.uniform(0.5, 5.0))
+        time.sleep(draw.uniform(0.5, 4.0))
         if sweep.snakemake.poll() is not None:
             if sweep.finish() == 0:
                 break
@@ -254,12 +256,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--events", type=int, default=80, help="(default 80)")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="(default: the time)")
+    parser.add_argument("--calm", type=Path, help="folder of a calm sweep that was kept, to compare with")
     parser.add_argument("--keep", action="store_true", help="keep the folder")
     options = parser.parse_args()
     mount, folder = enter_namespace(), Path(tempfile.mkdtemp(prefix="zo-chaos-"))
     runs = load_study(STUDY | {"dataset": str(write_corpus(folder))}).runs
     print(f"{len(runs)} runs, {options.events} events, seed {options.seed}, in {folder}", flush=True)
-    calm, sweep = Sweep(folder / "calm"), Sweep(folder / "chaos")
+    calm, sweep = Sweep(options.calm or folder / "calm"), Sweep(folder / "chaos")
     if mount:
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "none", sweep.results], check=True)
     os.environ["PYTHONPATH"] = str(ROOT)
