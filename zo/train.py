@@ -96,7 +96,7 @@ def _train_within_memory(
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            attempt.reduce(str(error).split("\n")[0])
+            attempt.reduce(str(error).split("\n")[0] or type(error).__name__)
         gc.collect()  # the run that did not fit: its last references went with the error
         if device.type == "cuda":
             torch.cuda.empty_cache()
