@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep quick test test-slow lint format bench mutants clean
+.PHONY: help install sweep quick test test-slow lint format bench chaos mutants clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,9 @@ format: install ## rewrite files in the project's format
 
 bench: install ## time a ZO step against inference, an FO step and MeZO (minutes)
 	$(BIN)/python -m zo bench
+
+chaos: install ## a sweep of 30 runs, killed and starved at random, against a calm one (minutes)
+	$(BIN)/python tests/chaos.py
 
 mutants: install ## plant known bugs one by one; every one must turn a test red
 	$(BIN)/python tests/mutants.py

@@ -35,7 +35,10 @@ MEMBERS = (*ARCHITECTURES, "-k", "members_loss and lowrank and dtype1")
 SHARDS = (*ARCHITECTURES, "-k", "sides_and_shards")
 CHECKPOINT = ("tests/unit/test_checkpoint.py",)
 GPUS = ("tests/unit/test_gpus.py",)
+RECORD = ("tests/unit/test_record.py",)
 METHODS = "tests/contract/test_methods.py"
+MEMORY = "tests/contract/test_memory.py"
+REPLAY = "tests/contract/test_replay.py"
 PATH = (METHODS, "-k", "textbooks_path")
 LEDGER = (METHODS, "-k", "ledger")
 JOB = "tests/unit/test_job.py"
@@ -159,12 +162,12 @@ MUTANTS = [
     Mutant("ledger off by one", "estimate.py", "losses.mean().item(), cost, ", "losses.mean().item(), cost - 1, ", LEDGER),
     Mutant("tokens evaluated once a step", "ledger.py", "+= report.forward_passes * batch_tokens", "+= batch_tokens", LEDGER),
     # The run.
-    Mutant("labels not shifted in the trainer", "train.py", "blocks[:, 1:], PRECISIONS", "blocks[:, :-1], PRECISIONS", PATH),
+    Mutant("labels not shifted in the trainer", "run.py", "blocks[:, 1:], PRECISIONS", "blocks[:, :-1], PRECISIONS", PATH),
     Mutant("dropout on", "models.py", "resid_pdrop=0.0", "resid_pdrop=0.1", (METHODS, "-k", "no_dropout")),
-    Mutant("weights in half precision", "train.py", "        device=device,\n        gradient_checkpointing", "        device=device,\n        dtype=PRECISIONS[spec.precision],\n        gradient_checkpointing", (METHODS, "-k", "weights_stay")),
-    Mutant("validation by the run's block size", "train.py", "validation_blocks(spec.validation_block_size", "validation_blocks(spec.block_size", (METHODS, "-k", "validation_reads")),
-    Mutant("optimizer state not resumed", "train.py", 'unpack_state(self.state.optimizers, tensors, checkpoint.state["optimizers"])', "pass", RESUME),
-    Mutant("ledger not resumed", "train.py", 'self.ledger = Ledger(**checkpoint.state["ledger"])', "self.ledger.step = checkpoint.step", RESUME),
+    Mutant("weights in half precision", "run.py", "        device=device,\n        gradient_checkpointing", "        device=device,\n        dtype=PRECISIONS[spec.precision],\n        gradient_checkpointing", (METHODS, "-k", "weights_stay")),
+    Mutant("validation by the run's block size", "run.py", "validation_blocks(spec.validation_block_size", "validation_blocks(spec.block_size", (METHODS, "-k", "validation_reads")),
+    Mutant("optimizer state not resumed", "run.py", 'unpack_state(self.state.optimizers, tensors, checkpoint.state["optimizers"])', "pass", RESUME),
+    Mutant("ledger not resumed", "run.py", 'self.ledger = Ledger(**checkpoint.state["ledger"])', "self.ledger.step = checkpoint.step", RESUME),
     Mutant("logs not cut back", "record.py", "file.truncate(length)\n    file.seek(length)", "file.seek(0, 2)", RESUME),
     Mutant("changed settings ignored", "train.py", "if resolved != then.model_copy(update=plan):", "if False:", (METHODS, "-k", "starts_over")),
     Mutant("no checkpoint at a signal", "train.py", "if last or stop.received or ledger.step", "if last or ledger.step", (METHODS, "-k", "a_signal")),
@@ -190,6 +193,21 @@ MUTANTS = [
     Mutant("links packed", "archive.py", "if path.is_file() and not hidden and not any(part.is_symlink() for part in on_the_way)", "if path.is_file() and not hidden", (ARCHIVE, "-k", "no_regular_file")),
     Mutant("optimizer state not planned for", "footprint.py", "* (1 + states)", "", ("tests/unit/test_footprint.py", "-k", "checkpoint")),
     Mutant("a full disk only warns", "preflight.py", "if needed > free and certain:", "if False:", ("tests/unit/test_preflight.py", "-k", "disk")),
+    Mutant("type and shape not hashed", "checkpoint.py", 'f"{name} {tensor.dtype} {list(tensor.shape)}\\n"', 'f"{name}"', CHECKPOINT),
+    # What ends an attempt, and what the next one makes of it.
+    Mutant("a full disk is a bug", "causes.py", "errno.ENOSPC, ", "", ("tests/contract/test_disk.py",)),
+    Mutant("a bug is tried again", "crash.py", "(may_pass(exit_status) and not last_attempt)", "not last_attempt", RECORD),
+    Mutant("a run outside the grid is recorded", "crash.py", " or not record or", " or", RECORD),
+    Mutant("a plain kill halves", "attempt.py", 'if now["kills"] > then["kills"]:', "if True:", (MEMORY, "-k", "plain_kill")),
+    Mutant("counts of another boot compared", "attempt.py", ' or then.get("boot") != now["boot"]', "", (MEMORY, "-k", "another_machine")),
+    Mutant("the limit forgotten", "attempt.py", 'last["reductions"] if going_on else []', "[]", (MEMORY, "-k", "keeps_the_limit")),
+    Mutant("the limit kept for ever", "attempt.py", 'same and last["ended"] not in ("done", "diverged")', "same", (MEMORY, "-k", "without_limits")),
+    Mutant("parts that do not divide the batch", "attempt.py", "if spec.batch_size % n == 0", "if True", (MEMORY, "-k", "what_is_halved")),
+    Mutant("a finished run repeated by a job that waited", "train.py", "if now == before or", "if True or", ("tests/contract/test_kills.py", "-k", "waited")),
+    Mutant("any folder is a run's", "record.py", '[A-Za-z0-9.+_-]*", self.run)', '.*", self.run)', RECORD),
+    Mutant("Random replayed along its estimate", "replay.py", "METHODS[state.spec.mode]().direction(state, estimate)", "estimate", (REPLAY, "-k", "Random")),
+    Mutant("replay without the schedule", "replay.py", 'line["step"], line["learning_rate"]', 'line["step"], state.spec.learning_rate', (REPLAY, "-k", "cosine")),
+    Mutant("backprop steps replayed", "replay.py", "if method.backward_passes(spec, step):", "if False:", (REPLAY, "-k", "backprop")),
 ]  # fmt: skip
 
 

@@ -30,15 +30,19 @@ class Checkpoint:
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write ``step-<n>.safetensors`` and drop all but the newest KEPT."""
-    make_folder(folder)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-    header = json.dumps({"step": checkpoint.step, "state": checkpoint.state}, sort_keys=True)
-    metadata = {"zo": header, "sha256": _checksum(header, tensors)}
-    path = folder / f"step-{checkpoint.step:09d}.safetensors"
-    write_aside(path, save(tensors, metadata=metadata))
+    path = make_folder(folder) / f"step-{checkpoint.step:09d}.safetensors"
+    write_checkpoint(path, checkpoint)
     for old in sorted(folder.glob("step-*.safetensors"))[:-KEPT]:
         old.unlink()
     return path
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write one file, whole or not at all."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    header = json.dumps({"step": checkpoint.step, "state": checkpoint.state}, sort_keys=True)
+    metadata = {"zo": header, "sha256": _checksum(header, tensors)}
+    write_aside(path, save(tensors, metadata=metadata))
 
 
 def load_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -67,9 +71,10 @@ def _checksum(header: str, tensors: dict[str, torch.Tensor]) -> str:
 
 
 def digest(tensors: dict[str, torch.Tensor]) -> str:
-    """Hash of names and values."""
+    """Hash of names, types, shapes and values, wherever the tensors are."""
     hasher = hashlib.sha256()
     for name in sorted(tensors):
-        hasher.update(name.encode())
-        hasher.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy())
+        tensor = tensors[name].detach().cpu()
+        hasher.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        hasher.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
     return hasher.hexdigest()

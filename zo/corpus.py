@@ -183,7 +183,7 @@ def find_source(
         column = text_column or corpus.text_column
         return make(corpus=corpus, path=None, revision=revision or corpus.revision, text_column=column)
     path = Path(dataset)
-    if not dataset or not path.exists():
+    if not dataset or not os.path.exists(path):  # unlike Path.exists, False for what is no path at all
         raise _missing(dataset)
     if revision:
         raise UserError(f"revision {revision!r}: {dataset!r} is a local path and has none; leave it out")

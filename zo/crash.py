@@ -1,25 +1,29 @@
 """What becomes of a training job that failed, so that one crash costs only its own run.
 
-Every attempt but the last fails, and Snakemake tries again. On the last one the crash is recorded as the
-run's outcome and the job succeeds: the other runs' summary and plots are made, list it, and a last rule
-fails. The record is also a file that the rule lists as an input, so the next ``snakemake`` sees another
-set of inputs and repeats exactly that run. Kills are never recorded.
+A job that was killed, or failed by its machine (a full disk), fails, and Snakemake tries again. A bug is not
+tried again: the crash is recorded as the run's outcome and the job succeeds, and so does one whose last
+attempt the machine failed. The other runs' summary and plots are made, list it, and a last rule fails. The
+record is also a file that the rule lists as an input, so the next ``snakemake`` sees another set of inputs
+and repeats exactly that run. Kills are never recorded.
 """
 
-import signal
 from pathlib import Path
 
+from zo.attempt import note_silent_kill
+from zo.causes import KILLED, may_pass
 from zo.files import write_json
 from zo.record import RunFiles
 
-KILLED = tuple(128 + s for s in (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM))
 
+def handle_crash(results: Path, run: str, exit_status: int, last_attempt: bool, record: bool = True) -> int:
+    """Record a crash that no other attempt will mend; the exit status that the job should end with.
 
-def handle_crash(results: Path, run: str, exit_status: int, last_attempt: bool) -> int:
-    """Record a crash on the last attempt; the exit status that the job should end with."""
-    if not last_attempt or exit_status in KILLED:
-        return exit_status
+    ``record`` False is for a run outside the grid: no summary would list it, so its job must fail.
+    """
     files = RunFiles(results, run)
+    note_silent_kill(files.attempt)  # here and now: the next attempt may be on another machine
+    if exit_status in KILLED or not record or (may_pass(exit_status) and not last_attempt):
+        return exit_status
     files.make_folders()
     count = len(list(files.folder.glob("crash*.json")))
     reason = _last_line(files.job_log)

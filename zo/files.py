@@ -22,8 +22,19 @@ def write_aside(path: Path, content: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
+    except OSError as error:
+        if error.errno and not error.filename:  # a write's own error names no file
+            error.filename = str(path)
+        raise
     finally:
         aside.unlink(missing_ok=True)
+
+
+def remove_asides(folder: Path, name: str = "*") -> None:
+    """Delete what a killed ``write_aside`` left of files named so; only where no one else writes."""
+    for aside in folder.glob(f".{name}.[0-9]*"):
+        if aside.suffix[1:].isdigit():
+            aside.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -106,7 +106,7 @@ class FO(Method):
         loss, gradient, passes = backpropagate(
             state.objective, batch, state.parameters, state.spec.gradient_accumulation
         )
-        return StepReport(loss, passes, passes, _descend(state, gradient))
+        return StepReport(loss, passes, passes, descend(state, gradient))
 
 
 class ZO(Method):
@@ -122,7 +122,7 @@ class ZO(Method):
 
     def step(self, state, batch, guide):
         estimate = _estimate(state, batch)
-        norm = _descend(state, self.direction(state, estimate))
+        norm = descend(state, self.direction(state, estimate))
         return _report(estimate, norm)
 
     def direction(self, state, estimate) -> Estimate:
@@ -159,7 +159,7 @@ class Calibrate(ZO):
         loss, gradient, passes = backpropagate(state.objective, guide, state.parameters)
         if state.spec.bp_learning_rate is not None:  # the schedule's factor applies to both rates
             state.learning_rate *= state.spec.bp_learning_rate / state.spec.learning_rate
-        norm = _descend(state, gradient)
+        norm = descend(state, gradient)
         scalars = {"backprop": True, "learning_rate": state.learning_rate}
         return StepReport(loss, passes, passes, norm, scalars=scalars)
 
@@ -191,7 +191,7 @@ class Instruct(ZO):
 
         spec = state.spec
         _, gradient, passes = backpropagate(state.objective, guide, state.parameters)
-        around = GuidedDirections(_noise(state), gradient, spec.cosine_target, spec.query_budget_q)
+        around = GuidedDirections(make_directions(state), gradient, spec.cosine_target, spec.query_budget_q)
         estimate = _estimate(state, batch, around)
         dense = estimate.gradients(state.parameters)
         scalars = {
@@ -205,7 +205,7 @@ class Instruct(ZO):
             passes += more
         if spec.blend_bp_gradient:
             dense = [(ours + exact) / 2 for ours, exact in zip(dense, gradient, strict=True)]
-        norm = _descend(state, dense)
+        norm = descend(state, dense)
         return _report(estimate, norm, passes, scalars["cosine_estimate"], scalars)
 
 
@@ -227,7 +227,8 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
-def _noise(state: State):
+def make_directions(state: State):
+    """The step's directions, by the run's family."""
     from zo.noise import make_noise
 
     spec = state.spec
@@ -241,7 +242,7 @@ def _estimate(state: State, batch, directions=None) -> Estimate:
     return estimate_gradient(
         state.objective(batch),
         state.parameters,
-        directions or _noise(state),
+        directions or make_directions(state),
         q=spec.query_budget_q,
         epsilon=spec.epsilon,
         sides=spec.sides,
@@ -271,7 +272,7 @@ def _plain_sgd(spec: RunSpec) -> bool:
     return spec.optimizer == "sgd" and not spec.momentum and not spec.weight_decay
 
 
-def _descend(state: State, direction: Estimate | list[torch.Tensor]) -> Callable[[], float]:
+def descend(state: State, direction: Estimate | list[torch.Tensor]) -> Callable[[], float]:
     """Step along ``direction`` with the run's optimizers; a function for the direction's norm.
 
     Plain SGD applies an estimate in its compact form, one parameter's noise at a time; every other

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -17,8 +18,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from zo.files import make_folder, write_aside, write_json
+from zo.errors import UserError
+from zo.files import make_folder, remove_asides, write_aside, write_json
 from zo.job import note_outcome
+
+KEEP = ("checkpoint", "weights", "nothing")
+"""Of a run that has ended: weights and optimizer state, the trained weights alone, or neither."""
 
 COLUMNS = {
     "timestamp": "when the row was written, UTC",
@@ -57,6 +62,12 @@ class RunFiles:
     results: Path
     run: str
 
+    def __post_init__(self):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+_-]*", self.run):
+            raise UserError(
+                f"run name {self.run!r} is not allowed: it names a folder: letters, digits, . + _ and -"
+            )
+
     @property
     def folder(self) -> Path:
         return self.results / "runs" / self.run
@@ -82,12 +93,33 @@ class RunFiles:
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
+    @property
+    def outcome(self) -> Path:
+        return self.folder / "outcome.json"
+
+    @property
+    def attempt(self) -> Path:
+        """How the last attempt began and ended (zo/attempt.py)."""
+        return self.folder / "attempt.json"
+
+    @property
+    def final(self) -> Path:
+        return self.folder / "final.safetensors"
+
     def make_folders(self) -> None:
         """Make all of them. Raises UserError where the results folder can't be written to."""
         for folder in (self.folder, self.csv.parent, self.job_log.parent):
             make_folder(folder)
 
-    def write_outcome(self, status: str, reason: str | None, step: int) -> None:
+    def remove_leftovers(self) -> None:
+        """Delete half-written files of an attempt that was killed; only while holding the run's lock."""
+        remove_asides(self.folder)
+        remove_asides(self.checkpoints)
+        remove_asides(self.csv.parent, self.csv.name)
+
+    def write_outcome(
+        self, status: str, reason: str | None, step: int, weights_sha256: str | None = None
+    ) -> None:
         """Publish the log and say how the run ended: ``done``, ``diverged`` or ``crashed``."""
         log = self.live_csv.read_bytes() if self.live_csv.exists() else b""
         write_aside(self.csv, log)
@@ -97,15 +129,19 @@ class RunFiles:
             "reason": reason,
             "step": step,
             "log": str(self.job_log),
+            "weights_sha256": weights_sha256,
         }
-        write_json(self.folder / "outcome.json", outcome)
+        write_json(self.outcome, outcome)
         note_outcome(self, status, reason, step)
 
     def keep_final_weights(self) -> None:
         """Set the last checkpoint aside as the result, so that a run asked for again starts over."""
         *_, last = sorted(self.checkpoints.glob("step-*.safetensors"))
-        last.replace(self.folder / "final.safetensors")
-        shutil.rmtree(self.checkpoints)
+        last.replace(self.final)
+        self.drop_checkpoints()
+
+    def drop_checkpoints(self) -> None:
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 
 class Logs:

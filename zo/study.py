@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -64,7 +64,14 @@ class Workflow(BaseModel):
     )
     jobs_per_gpu: Integer = Field(1, ge=1, description="runs that share a GPU; on Slurm always 1")
     gpus_per_run: Integer = Field(1, ge=0, description="GPUs of one run, where the machine has any")
-    retries: Integer = Field(1, ge=0, description="attempts after a crash, within one call of snakemake")
+    retries: Integer = Field(
+        1,
+        ge=0,
+        description="further attempts after a kill or a full disk; a bug gets none",
+    )
+    keep: Literal["checkpoint", "weights", "nothing"] = Field(
+        "checkpoint", description="of a finished run: weights and optimizer state, weights alone, or neither"
+    )
     plot_each_run: bool = Field(False, description="draw one curve for each run too")
 
 

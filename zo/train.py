@@ -1,5 +1,6 @@
 """Running one cell: build it, resume it, step it, and write down how it ended."""
 
+import gc
 import json
 import logging
 import math
@@ -12,30 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
-from zo.checkpoint import Checkpoint, digest, load_checkpoint, save_checkpoint
-from zo.dataset import DatasetSpec, TokenCache, build_cache, open_cache
+from zo.attempt import Attempt
+from zo.causes import is_out_of_memory
+from zo.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_checkpoint
 from zo.errors import UserError
-from zo.estimate import Objective
 from zo.files import hold, read_json, write_json
 from zo.job import recorded_job
-from zo.ledger import Ledger, peak_memory_mb
-from zo.methods import METHODS, State, StepReport, needs_dense_gradient
-from zo.models import build_model, parameter_roles, select_scope
-from zo.optimizers import build_optimizers, pack_state, unpack_state
-from zo.plan import Plan, decide_plan, free_memory
+from zo.ledger import peak_memory_mb
+from zo.methods import METHODS, StepReport
 from zo.record import Logs, RunFiles, describe_machine, logs_reach
-from zo.spec import RunSpec, dataset_spec, guide_dataset_spec, total_steps
+from zo.run import Run, build_run, pick_device
+from zo.run import learning_rate as learning_rate  # where docs/method.md names it
+from zo.spec import RunSpec
 
 log = logging.getLogger("zo")
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HIGH_STEPS = 20
 """Logged steps in a row above twice ln(vocabulary) that make a run diverged."""
-FINAL_RATE = 0.1
-"""Of the peak learning rate, at the end of the cosine schedule."""
 
 
 @dataclass(frozen=True)
@@ -50,118 +46,117 @@ class Interrupted(SystemExit):
     """A signal asked the run to stop; its checkpoint is written."""
 
 
-@dataclass
-class Run:
-    """One run in memory: what it trains, on what, and how far it is."""
-
-    spec: RunSpec
-    state: State
-    named: list[tuple[str, torch.Tensor]]
-    data: TokenCache
-    guide_data: TokenCache
-    device: torch.device
-    total: int
-    ledger: Ledger
-
-    def batch(self, data: TokenCache, step: int) -> torch.Tensor:
-        """The token blocks of one step, [B, T + 1]: a function of (seed, step)."""
-        spec = self.spec
-        return data.batch(spec.seed, step, spec.batch_size, spec.block_size).to(self.device)
-
-    def take_step(self) -> StepReport:
-        """Make the next step and count it."""
-        step = self.ledger.step + 1
-        batch = self.batch(self.data, step)
-        guide = batch if self.guide_data is self.data else self.batch(self.guide_data, step)
-        self.state.step, self.state.learning_rate = step, learning_rate(self.spec, step, self.total)
-        with self.ledger.timed():
-            report = METHODS[self.spec.mode]().step(self.state, batch, guide)
-        self.ledger.add(report, self.spec.batch_size * self.spec.block_size)
-        return report
-
-    @torch.no_grad()
-    def validate(self) -> float:
-        """Mean loss over the study's held-out blocks: the same tokens for every run."""
-        spec = self.spec
-        blocks = self.data.validation_blocks(spec.validation_block_size, spec.validation_blocks)
-        sums = [
-            self.state.objective(part.to(self.device)).losses().item() * len(part)
-            for part in blocks.split(spec.batch_size)
-        ]
-        return sum(sums) / len(blocks)
-
-    def checkpoint(self, lengths: dict[str, int]) -> Checkpoint:
-        """Everything needed to go on from here."""
-        tensors, scalars = pack_state(self.state.optimizers)
-        tensors = {f"optimizer.{name}": tensor for name, tensor in tensors.items()}
-        tensors |= {f"model.{name}": parameter for name, parameter in self.named}
-        state = {
-            "spec": self.spec.model_dump(),
-            "ledger": self.ledger.as_dict(),
-            "optimizers": scalars,
-            "log_lengths": lengths,
-        }
-        return Checkpoint(self.ledger.step, tensors, state)
-
-    @torch.no_grad()
-    def restore(self, checkpoint: Checkpoint) -> dict[str, int]:
-        """Go back to a checkpoint; the lengths its logs had."""
-        for name, parameter in self.named:
-            parameter.copy_(checkpoint.tensors[f"model.{name}"])
-        prefix = "optimizer."
-        tensors = {
-            name.removeprefix(prefix): tensor
-            for name, tensor in checkpoint.tensors.items()
-            if name.startswith(prefix)
-        }
-        unpack_state(self.state.optimizers, tensors, checkpoint.state["optimizers"])
-        self.ledger = Ledger(**checkpoint.state["ledger"])
-        return checkpoint.state["log_lengths"]
-
-
 def train(
-    spec: RunSpec, results: Path, *, device: str = "auto", threads: int | None = None, replace: bool = True
+    spec: RunSpec,
+    results: Path,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    replace: bool = True,
+    keep: str = "checkpoint",
+    retry: bool = False,
 ) -> Outcome:
     """Run one cell to its end, from its checkpoint if it has one; write all its files.
 
-    ``replace`` False refuses to overwrite a run of the same name that ended with other settings.
+    ``replace`` False refuses to overwrite a run of the same name that ended with other settings; ``keep``
+    is what is kept of a run that has ended (zo.record.KEEP); ``retry`` refuses what a bug ended before.
 
-    A second process for the same run waits until the first is gone. Raises UserError for what the user
-    can correct and Interrupted (exit status 128 + signal) after SIGTERM or SIGINT.
+    A second process for the same run waits until the first is gone. Out of memory, the run goes on from its
+    checkpoint with fewer directions in flight, or FO's batch in more parts. Raises UserError for what the
+    user can correct and Interrupted (exit status 128 + signal) after SIGTERM or SIGINT.
     """
     files = RunFiles(results, spec.name)
     files.make_folders()
+    before = read_json(files.outcome)
     with hold(files.folder / ".lock"), recorded_job(files):
+        if ended := _ended_meanwhile(before, spec, files):
+            log.info("%s: another process finished it meanwhile: %s", spec.name, ended.status)
+            return ended
         if not replace:
             _refuse_other_settings(spec, files)
+        files.remove_leftovers()
         torch.set_num_threads(threads or torch.get_num_threads())
-        spec, checkpoint = _resume(spec, files)
-        run, facts = build_run(spec, results / "cache", pick_device(device))
-        write_json(files.folder / "spec.json", run.spec.model_dump())
-        write_json(
-            files.folder / "manifest.json", facts | describe_machine(str(run.device), torch.get_num_threads())
-        )
-        logs = Logs(files, run.restore(checkpoint) if checkpoint else None)
-        log.info("%s: %s", spec.name, f"resumed at step {run.ledger.step}" if checkpoint else "started")
-        if facts["plan"]:
-            log.info("plan: %s, directions in flight %s: %s", *facts["plan"].values())
+        attempt = Attempt(files.attempt, spec, retry=retry)
         try:
-            outcome = _loop(run, logs, files)
-        except FloatingPointError as error:
-            outcome = Outcome("diverged", str(error))
-        finally:
-            logs.close()
-        files.write_outcome(outcome.status, outcome.reason, run.ledger.step)
-        if outcome.status == "done":
-            files.keep_final_weights()
+            outcome = _train_within_memory(spec, files, pick_device(device), attempt, keep)
+        except BaseException as error:
+            attempt.fail(error)
+            raise
+        attempt.end(outcome.status)
         log.info("%s: %s%s", spec.name, outcome.status, f" ({outcome.reason})" if outcome.reason else "")
         return outcome
+
+
+def _train_within_memory(
+    spec: RunSpec, files: RunFiles, device: torch.device, attempt: Attempt, keep: str
+) -> Outcome:
+    """Go on from the last checkpoint with less in memory, for as long as that can help."""
+    while True:
+        try:
+            return _train(spec, files, device, attempt, keep)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            attempt.reduce(str(error).split("\n")[0] or type(error).__name__)
+        gc.collect()  # the run that did not fit: its last references went with the error
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _train(spec: RunSpec, files: RunFiles, device: torch.device, attempt: Attempt, keep: str) -> Outcome:
+    attempt.begin()
+    limits = dict(attempt.limits)
+    accumulation = limits.pop("gradient_accumulation", None)  # in the run's name: its spec must not change
+    spec, checkpoint = _resume(spec.model_copy(update=limits), files)
+    run, facts = build_run(spec, files.results / "cache", device, accumulation)
+    attempt.begin(run.state.spec)
+    write_json(files.folder / "spec.json", run.spec.model_dump())
+    facts |= {"out_of_memory": attempt.reductions}
+    facts |= describe_machine(str(device), torch.get_num_threads())
+    write_json(files.folder / "manifest.json", facts)
+    logs = Logs(files, run.restore(checkpoint) if checkpoint else None)
+    log.info("%s: %s", spec.name, f"resumed at step {run.ledger.step}" if checkpoint else "started")
+    if facts["plan"]:
+        log.info("plan: %s, directions in flight %s: %s", *facts["plan"].values())
+    try:
+        outcome = _loop(run, logs, files)
+    except FloatingPointError as error:
+        outcome = Outcome("diverged", str(error))
+    finally:
+        logs.close()
+    checksum = run.weights_digest() if outcome.status == "done" else None
+    files.write_outcome(outcome.status, outcome.reason, run.ledger.step, checksum)
+    _keep(run, files, outcome.status, keep)
+    return outcome
+
+
+def _keep(run: Run, files: RunFiles, status: str, keep: str) -> None:
+    """Leave the final weights in place of the checkpoints; a diverged run has none worth a file."""
+    if keep == "checkpoint":
+        if status == "done":
+            files.keep_final_weights()
+        return
+    if status == "done" and keep == "weights":
+        write_checkpoint(files.final, run.checkpoint(None))
+    else:
+        files.final.unlink(missing_ok=True)
+    files.drop_checkpoints()
+
+
+def _ended_meanwhile(before: dict, spec: RunSpec, files: RunFiles) -> Outcome | None:
+    """How another process ended this run while we waited: the job of a killed Snakemake lives on."""
+    now = read_json(files.outcome)
+    if now == before or now["status"] not in ("done", "diverged"):
+        return None
+    plan = {"plan": spec.plan, "parallel_batch_size": spec.parallel_batch_size}
+    same = read_json(files.folder / "spec.json") | plan == spec.model_dump()
+    return Outcome(now["status"], now["reason"]) if same else None
 
 
 def _refuse_other_settings(spec: RunSpec, files: RunFiles) -> None:
     """A name does not carry all settings: by hand, another study's finished run must not be lost."""
     stored, plan = read_json(files.folder / "spec.json"), ("plan", "parallel_batch_size")
-    if not (files.folder / "outcome.json").exists() or not stored:
+    if not files.outcome.exists() or not stored:
         return
     for key, value in spec.model_dump().items():
         if key not in plan and stored.get(key) != value:
@@ -197,102 +192,6 @@ def _resume(spec: RunSpec, files: RunFiles) -> tuple[RunSpec, Checkpoint | None]
     for old in files.checkpoints.glob("step-*.safetensors"):
         old.unlink()
     return spec, None
-
-
-def build_run(spec: RunSpec, cache_root: Path, device: torch.device) -> tuple[Run, dict[str, Any]]:
-    """Build model, optimizers and data of a run at step 0, and the facts its manifest keeps of them."""
-    data = _open_data(dataset_spec(spec), cache_root)
-    guide_data = _open_data(guide_dataset_spec(spec), cache_root) if spec.bp_dataset else data
-    model = build_model(
-        spec.model_size,
-        spec.architecture,
-        data.vocab_size,
-        spec.seed,
-        device=device,
-        gradient_checkpointing=spec.gradient_checkpointing,
-    )
-    named = select_scope(model, spec.scope)
-    roles = parameter_roles(model, named)
-    optimizers = build_optimizers(
-        spec.optimizer,
-        named,
-        roles,
-        lr=spec.learning_rate,
-        momentum=spec.momentum,
-        weight_decay=spec.weight_decay,
-        cautious=spec.cautious,
-    )
-    plan, reason = _decide_plan(spec, data.vocab_size, device)
-    if METHODS[spec.mode].uses and spec.query_budget_q:
-        spec = spec.model_copy(update={"plan": plan.kind, "parallel_batch_size": plan.directions_in_flight})
-    total = total_steps(spec, data.steps_per_epoch(spec.batch_size, spec.block_size))
-    state = State(model, [p for _, p in named], optimizers, spec, plan, _objective_of(model, spec))
-    run = Run(spec, state, named, data, guide_data, device, total, Ledger())
-    trained = {id(p) for p in state.parameters}
-    frozen = {name: p for name, p in model.named_parameters() if id(p) not in trained}
-    facts = {
-        "run": spec.name,
-        "steps": total,
-        "parameters": model.num_parameters(),
-        "trainable_parameters": sum(p.numel() for p in state.parameters),
-        "frozen_weights_sha256": digest({name: p.detach().cpu() for name, p in frozen.items()}),
-        "dense_gradient": needs_dense_gradient(spec),
-        "plan": spec.query_budget_q
-        and {"kind": plan.kind, "directions_in_flight": plan.directions_in_flight, "reason": reason},
-        "cache": {"folder": data.folder.name} | read_json(data.folder / "timings.json"),
-    }
-    return run, facts
-
-
-def _decide_plan(spec: RunSpec, vocab_size: int, device: torch.device) -> tuple[Plan, str]:
-    return decide_plan(
-        spec.plan,
-        spec.parallel_batch_size,
-        q=max(1, spec.query_budget_q),
-        signs=2 if spec.sides == "two" else 1,
-        tokens=spec.batch_size * spec.block_size,
-        vocab_size=vocab_size,
-        device=device.type,
-        free_bytes=free_memory(device),
-    )
-
-
-def _open_data(wanted: DatasetSpec, cache_root: Path) -> TokenCache:
-    folder = cache_root / wanted.folder_name()
-    return open_cache(folder if (folder / "meta.json").exists() else build_cache(wanted, cache_root))
-
-
-def _objective_of(model: torch.nn.Module, spec: RunSpec):
-    """Next-token prediction: position t of a block [B, T + 1] predicts token t + 1."""
-
-    def objective(blocks: torch.Tensor) -> Objective:
-        inputs = {"input_ids": blocks[:, :-1]}
-        return Objective(model, F.cross_entropy, inputs, blocks[:, 1:], PRECISIONS[spec.precision])
-
-    return objective
-
-
-def pick_device(name: str) -> torch.device:
-    """``auto`` is the GPU that is visible, if any. Raises UserError for one that isn't there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"device: {name!r} is not allowed: auto, cpu, cuda or cuda:<index>") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device: {name!r} is asked for, but torch {torch.__version__} sees no GPU")
-    return device
-
-
-def learning_rate(spec: RunSpec, step: int, total: int) -> float:
-    """Of step 1 ... total: linear warm-up, then constant or a cosine down to FINAL_RATE of the peak."""
-    if step <= spec.warmup_steps:
-        return spec.learning_rate * step / spec.warmup_steps
-    if spec.schedule == "constant":
-        return spec.learning_rate
-    progress = (step - spec.warmup_steps) / max(1, total - spec.warmup_steps)
-    return spec.learning_rate * (FINAL_RATE + (1 - FINAL_RATE) * (1 + math.cos(math.pi * progress)) / 2)
 
 
 def _loop(run: Run, logs: Logs, files: RunFiles) -> Outcome:

@@ -1,5 +1,6 @@
 """A checkpoint comes back bit for bit or not at all; a damaged one is passed over, never read."""
 
+import itertools
 import json
 import os
 
@@ -8,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from zo.checkpoint import KEPT, Checkpoint, load_checkpoint, read_checkpoint, save_checkpoint
+from zo.checkpoint import KEPT, Checkpoint, digest, load_checkpoint, read_checkpoint, save_checkpoint
 
 
 def make(step=1):
@@ -114,6 +115,35 @@ def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before_with_a_li
     assert_same(make(1), loaded)
     assert str(path) in complaint
     assert "damaged" in complaint
+
+
+def test_no_byte_of_a_file_can_change_unnoticed(tmp_path):
+    """Length, header, names, types, shapes, metadata, tensors: every byte, in three ways each."""
+    for step in (1, 2):
+        save_checkpoint(tmp_path, Checkpoint(step, {"w": torch.ones(2, 3)}, {"a": 1}))
+    path = newest(tmp_path)
+    content = path.read_bytes()
+    for place, change in itertools.product(range(len(content)), (0x01, 0x0F, 0x80)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ change]) + content[place + 1 :])
+        loaded, complaints = load_checkpoint(tmp_path)
+        assert (loaded.step, len(complaints)) == (1, 1), (place, content[place])
+    path.write_bytes(content)
+    assert load_checkpoint(tmp_path)[0].step == 2
+
+
+def test_no_length_of_a_truncated_file_passes(tmp_path):
+    for step in (1, 2):
+        save_checkpoint(tmp_path, Checkpoint(step, {"w": torch.ones(2, 3)}, {"a": 1}))
+    path = newest(tmp_path)
+    content = path.read_bytes()
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        assert load_checkpoint(tmp_path)[0].step == 1, length
+
+
+@pytest.mark.parametrize("other", [torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.int32), torch.zeros(6)])
+def test_the_same_bytes_in_another_shape_or_type_are_another_tensor(other):
+    assert digest({"w": torch.zeros(2, 3)}) != digest({"w": other})
 
 
 def test_where_all_are_damaged_none_is_used(tmp_path):

@@ -1,6 +1,7 @@
 """The command line: flags, defaults, what each command starts; a mistake is one line and status 2."""
 
 import csv
+import errno
 import json
 import logging
 import os
@@ -22,7 +23,7 @@ from zo.study import PLURAL, load_study, read_study
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ("train", "sweep", "status", "pack", "prune", "cache", "analyze", "plot", "stats", "bench")
-COMMANDS += ("doctor", "crash")
+COMMANDS += ("replay", "doctor", "crash")
 S1 = (
     "--modes FO,ZO --scopes reduced,full --batch-sizes 2,4,8 --query-budgets 1,2,4,8 "
     "--learning-rates 1e-4,1e-5 --epochs 2 --parallel 4 --gpus 0,1,2,3 --log-interval 10"
@@ -158,8 +159,32 @@ def test_the_machines_flags_reach_the_run(trained, monkeypatch):
     flags = ["--device", "cpu", "--threads", "3", "--gpus", "0", "--results", "out"]
     assert main(["train", "--mode", "ZO", *flags]) == 0
     _, results, keywords = trained.pop()
-    assert (results, keywords) == (Path("out"), {"device": "cpu", "threads": 3, "replace": False})
+    assert results == Path("out")
+    assert keywords == {
+        "device": "cpu",
+        "threads": 3,
+        "replace": False,
+        "keep": "checkpoint",
+        "retry": False,
+    }
     assert (os.environ["OMP_NUM_THREADS"], os.environ["CUDA_VISIBLE_DEVICES"]) == ("3", "")
+
+
+def test_what_is_kept_and_which_attempt_it_is_reach_the_run(trained):
+    assert main(["train", "--mode", "ZO", "--keep", "nothing", "--attempt", "2"]) == 0
+    *_, keywords = trained.pop()
+    assert (keywords["keep"], keywords["retry"]) == ("nothing", True)
+
+
+def test_a_full_disk_is_status_75_and_one_line(trained, monkeypatch, capsys):
+    def fill(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "step-1.safetensors")
+
+    monkeypatch.setattr(sys.modules["zo.train"], "train", fill)
+    assert main(["train", "--mode", "ZO"]) == 75
+    assert "step-1.safetensors" in capsys.readouterr().err
+    (log,) = Path("results/job_logs").iterdir()
+    assert "Traceback" not in log.read_text()
 
 
 def test_a_run_that_breaks_is_status_1_with_its_traceback_in_the_log(trained, monkeypatch):
@@ -352,11 +377,14 @@ def test_plot_prints_the_figures_that_it_drew(logs, capsys):
     assert not any("_q1_" in path.name for path in paths)
 
 
-def test_crash_records_the_last_attempt(tmp_path):
-    flags = ["crash", "--run", STUDY_RUN, "--exit", "1", "--results", "out", "--last-attempt"]
-    assert main([*flags, "0"]) == 1
-    assert main([*flags, "1"]) == 0
-    assert Path(f"out/runs/{STUDY_RUN}/crash1.json").exists()
+def test_crash_records_the_last_attempt_and_a_bug_at_once_but_nothing_outside_the_grid(tmp_path):
+    flags = ["crash", "--run", STUDY_RUN, "--results", "out", "--exit"]
+    assert main([*flags, "75", "--last-attempt", "0"]) == 75
+    assert main([*flags, "1", "--last-attempt", "1", "--record", "0"]) == 1
+    assert not Path(f"out/runs/{STUDY_RUN}/crash1.json").exists()
+    assert main([*flags, "75", "--last-attempt", "1"]) == 0
+    assert main([*flags, "1", "--last-attempt", "0"]) == 0
+    assert Path(f"out/runs/{STUDY_RUN}/crash2.json").exists()
 
 
 # --- what bad input gets -------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def step(monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # knows no meta device
     monkeypatch.setattr(members, "_product_dtype", lambda x: x.dtype)
     monkeypatch.setattr(noise, "_private_generator", lambda _: torch.Generator())
-    # transformers looks for packed sequences in every forward pass and waits for the answer: not ours to count.
+    # transformers waits for the answer whether sequences are packed, every forward pass: not ours to count.
     monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda _: None)
     reads = []
 

@@ -15,7 +15,7 @@ GROUPS = {
     2: "plan estimate guidance methods mezo",
     3: "sizes models corpus textfiles tokenizer token_cache dataset",
     4: "spec study footprint",
-    5: "ledger job record checkpoint gpus crash train",
+    5: "causes attempt ledger job record checkpoint gpus crash run replay train",
     6: "analysis sweep_record status",
     7: "status_table machine archive prune preflight bench sweep doctor cli __main__",
 }

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from zo import files as files_module
+from zo.causes import TRY_AGAIN
 from zo.crash import handle_crash
 from zo.errors import UserError
 from zo.files import hold, hold_or_exit, make_folder, read_json, write_aside, write_json
@@ -114,6 +115,7 @@ def test_the_published_log_is_the_live_one_byte_for_byte(files):
         "reason": "loss nan at step 4",
         "step": 4,
         "log": str(files.job_log),
+        "weights_sha256": None,
     }
 
 
@@ -260,6 +262,37 @@ def test_a_crash_on_the_last_attempt_is_recorded_and_publishes_the_partial_curve
     assert files.csv.read_bytes() == files.live_csv.read_bytes()
 
 
+@pytest.mark.parametrize(
+    "name", ["../x", "/etc/x", "a/b", "a\nb", "a\0b", "..", ".x", "", "a%00/..", "é", "-x", "x\n"]
+)
+def test_a_run_name_that_could_leave_the_results_folder_is_one_line(name, tmp_path):
+    with pytest.raises(UserError, match="it names a folder") as error:
+        RunFiles(tmp_path, name)
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_name_longer_than_a_file_name_may_be_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="cannot be made: File name too long"):
+        RunFiles(tmp_path, "x" * 300).make_folders()
+
+
+def test_what_a_killed_write_left_is_removed_and_nothing_else(files):
+    files.checkpoints.mkdir()
+    kept = [
+        files.folder / ".lock",
+        files.folder / "spec.json",
+        files.checkpoints / "step-000000001.safetensors",
+    ]
+    kept += [files.csv, files.csv.parent / f".{RUN}_seed1.csv.77"]  # the last one is another run's
+    left = [files.folder / ".outcome.json.4711", files.checkpoints / ".step-000000002.safetensors.4711"]
+    left += [files.csv.parent / f".{RUN}.csv.4711"]
+    for path in kept + left:
+        path.touch()
+    files.remove_leftovers()
+    assert all(path.exists() for path in kept)
+    assert not any(path.exists() for path in left)
+
+
 def test_a_crash_before_any_file_was_written_is_recorded_too(tmp_path):
     files = RunFiles(tmp_path, RUN)
     assert handle_crash(tmp_path, RUN, 3, last_attempt=True) == 0
@@ -282,10 +315,22 @@ def test_a_kill_is_passed_on_and_never_recorded(status, files):
 
 
 @pytest.mark.parametrize("status", [1, 2, 134, 139])
-def test_a_crash_before_the_last_attempt_is_passed_on(status, files):
-    assert handle_crash(files.results, RUN, status, last_attempt=False) == status
+def test_a_bug_is_recorded_at_once_for_another_attempt_would_meet_it_again(status, files):
+    assert handle_crash(files.results, RUN, status, last_attempt=False) == 0
+    assert crashes(files) == ["crash1.json"]
+
+
+def test_a_failure_of_the_machine_is_recorded_on_the_last_attempt_alone(files):
+    assert handle_crash(files.results, RUN, TRY_AGAIN, last_attempt=False) == TRY_AGAIN
     assert crashes(files) == []
-    assert not (files.folder / "outcome.json").exists()
+    assert handle_crash(files.results, RUN, TRY_AGAIN, last_attempt=True) == 0
+    assert crashes(files) == ["crash1.json"]
+
+
+@pytest.mark.parametrize("status", [1, TRY_AGAIN])
+def test_a_crash_outside_the_grid_is_never_recorded_for_no_summary_would_list_it(status, files):
+    assert handle_crash(files.results, RUN, status, last_attempt=True, record=False) == status
+    assert crashes(files) == []
 
 
 def test_half_a_row_at_the_end_of_the_log_is_not_taken_for_a_step(files):

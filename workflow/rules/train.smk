@@ -25,9 +25,11 @@ rule train:
     threads: STUDY.workflow.threads
     resources:
         gpu=STUDY.workflow.gpus_per_run,
-        record_crash=lambda wildcards, attempt: int(
-            attempt > RETRIES and wildcards.run in STUDY.runs
-        ),
+        attempt=lambda wildcards, attempt: attempt,
+        last_attempt=lambda wildcards, attempt: int(attempt > RETRIES),
+        record_crash=lambda wildcards: int(wildcards.run in STUDY.runs),
+        # A resource: unlike a changed param, another value repeats no run.
+        keep=STUDY.workflow.keep,
     params:
         # One string: Snakemake compares params as an unordered set of values.
         spec=lambda wildcards: read_spec(wildcards.run).to_json(),
@@ -35,7 +37,8 @@ rule train:
     shell:
         "mkdir -p {params.results}/job_logs; status=0;"
         " python -m zo train --spec {params.spec:q} --results {params.results} --no-job-log"
-        " --gpus {resources.gpu} --threads {threads} 2>&1"
-        " | tee -a {params.results}/job_logs/{wildcards.run}.log > {log} || status=$?;"
-        " [ $status = 0 ] || python -m zo crash --run {wildcards.run} --results {params.results}"
-        " --exit $status --last-attempt {resources.record_crash}"
+        " --gpus {resources.gpu} --threads {threads} --keep {resources.keep} --attempt {resources.attempt} 2>&1"
+        # Not the pipe's own status: tee fails where the disk is full, whatever became of the run.
+        " | tee -a {params.results}/job_logs/{wildcards.run}.log > {log} || status=${{PIPESTATUS[0]}};"
+        " [ $status = 0 ] || python -m zo crash --run {wildcards.run} --results {params.results} --exit $status"
+        " --last-attempt {resources.last_attempt} --record {resources.record_crash}"

@@ -13,8 +13,8 @@ from zo.mezo import TunedMezo, step_as_published
 from zo.models import build_model
 from zo.noise import make_noise
 from zo.plan import MOST_IN_FLIGHT, Plan, decide_plan, free_memory
+from zo.run import build_run, pick_device
 from zo.spec import RunSpec
-from zo.train import build_run, pick_device
 
 EPSILON, LEARNING_RATE = 1e-3, 1e-6
 BATCH_FACTORS = (1, 2, 4, 8)

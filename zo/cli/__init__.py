@@ -40,6 +40,9 @@ COMMANDS = {
     "bench": Command(
         checking.bench, checking.add_bench_flags, "time a ZO step against inference, an FO step and MeZO"
     ),
+    "replay": Command(
+        training.replay, training.add_replay_flags, "rebuild a ZO run's final weights from its scalar log"
+    ),
     "doctor": Command(
         checking.doctor, checking.add_doctor_flags, "print versions, devices, memory, and what is missing"
     ),

@@ -45,8 +45,8 @@ def bench(options) -> int:
     from zo.bench.memory import run_memory_bench
     from zo.bench.timing import run_bench
     from zo.errors import unknown
+    from zo.run import pick_device
     from zo.sizes import model_shape
-    from zo.train import pick_device
 
     if options.dtype not in DTYPES:
         raise unknown("dtype", options.dtype, DTYPES)

@@ -108,6 +108,7 @@ def add_crash_flags(parser) -> None:
     parser.add_argument("--run", required=True)
     parser.add_argument("--exit", type=int, required=True, metavar="STATUS")
     parser.add_argument("--last-attempt", type=int, required=True, metavar="0|1")
+    parser.add_argument("--record", type=int, default=1, metavar="0|1", help="0: a run outside the grid")
     results_flag(parser)
 
 
@@ -115,4 +116,5 @@ def crash(options) -> int:
     """Record a training job that failed (for the workflow)."""
     from zo.crash import handle_crash
 
-    return handle_crash(options.results, options.run, options.exit, bool(options.last_attempt))
+    last, record = bool(options.last_attempt), bool(options.record)
+    return handle_crash(options.results, options.run, options.exit, last, record)

@@ -1,4 +1,4 @@
-"""Commands that make a run or what it reads: ``train`` and ``cache``."""
+"""Commands that make a run, what it reads, or its weights again: ``train``, ``cache``, ``replay``."""
 
 import argparse
 import logging
@@ -7,6 +7,8 @@ from pathlib import Path
 
 from zo.cli.flags import add_setting, results_flag
 from zo.errors import UserError
+
+log = logging.getLogger("zo")
 
 
 def add_train_flags(parser) -> None:
@@ -28,6 +30,13 @@ def add_train_flags(parser) -> None:
         default=True,
         help="append log lines to job_logs/<run>.log (the workflow does that itself)",
     )
+    parser.add_argument(
+        "--keep",
+        choices=("checkpoint", "weights", "nothing"),
+        default="checkpoint",
+        help="of a finished run: weights and optimizer state, weights alone, or neither (default checkpoint)",
+    )
+    parser.add_argument("--attempt", type=int, default=1, help="(for the workflow) which one this is")
     results_flag(parser)
     machine_flags(parser)
 
@@ -49,19 +58,31 @@ def train(options) -> int:
     _start_logging(files.job_log if options.job_log else None)
     if options.gpus is not None:
         taken = take_gpus(options.gpus)
-        logging.getLogger("zo").info("GPUs: %s", ",".join(taken) or "none")
+        log.info("GPUs: %s", ",".join(taken) or "none")
         if taken:
             _own_compile_caches(files.folder)
     _limit_threads(options.threads)
+    from zo.causes import TRY_AGAIN, is_machine_failure
     from zo.train import train
 
+    by_hand = options.job_log  # the workflow decides itself what is out of date
     try:
-        by_hand = options.job_log  # the workflow decides itself what is out of date
-        train(spec, options.results, device=options.device, threads=options.threads, replace=not by_hand)
+        train(
+            spec,
+            options.results,
+            device=options.device,
+            threads=options.threads,
+            replace=not by_hand,
+            keep=options.keep,
+            retry=options.attempt > 1,
+        )
     except (UserError, SystemExit):
         raise
-    except Exception:
-        logging.getLogger("zo").exception("%s: crashed", spec.name)
+    except Exception as error:
+        if is_machine_failure(error):
+            log.error("%s: stopped: %s: another attempt goes on from the last checkpoint", spec.name, error)
+            return TRY_AGAIN
+        log.exception("%s: crashed", spec.name)
         return 1
     return 0
 
@@ -167,3 +188,21 @@ def cache(options) -> int:
             )
     print(folder)
     return 0
+
+
+def add_replay_flags(parser) -> None:
+    """Flags of ``zo replay``."""
+    parser.add_argument("folder", type=Path, help="of the run, e.g. results/runs/<run>")
+    parser.add_argument("--out", type=Path, metavar="FILE.safetensors", help="write the weights there")
+    parser.add_argument("--device", help="(default: the kind that the run used)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: as the run)")
+
+
+def replay(options) -> int:
+    """Rebuild a ZO run's final weights from its scalar log; 1 where they differ from the run's own."""
+    from zo.replay import replay
+
+    _limit_threads(options.threads)
+    found = replay(options.folder, device=options.device, threads=options.threads, out=options.out)
+    print(found.report)
+    return 0 if found.equal else 1

@@ -1,0 +1,96 @@
+"""A disk that is full costs the steps since the last checkpoint and says so in one line."""
+
+import resource
+import subprocess
+
+import pytest
+from small_runs import everything, run_zo, small_spec, train_command, write_corpus
+
+from zo.causes import TRY_AGAIN
+from zo.record import RunFiles
+
+SMALL_DISK = """
+set -e
+mount -t tmpfs -o size=2500k none "$1"
+mkdir "$2"
+ln -s "$3" "$1/cache"
+shift 3
+"$@" 2> "$OUT/said" || echo $? > "$OUT/status"
+find "$DISK/runs" -type f > "$OUT/left"
+mount -o remount,size=64m "$DISK"
+"$@"
+cp -r "$DISK/." "$OUT/results"
+"""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def calm(corpus, tmp_path_factory):
+    """Spec and results of a run that had room; its checkpoints take about 1 MB each."""
+    spec, results = small_spec(corpus, "ZO", optimizer="adam"), tmp_path_factory.mktemp("calm")
+    assert run_zo(*train_command(spec, results)[3:]).returncode == 0
+    return spec, results
+
+
+def check_words(said: str, status: int) -> None:
+    assert status == TRY_AGAIN
+    assert "Traceback" not in said
+    [line] = [line for line in said.splitlines() if "stopped: " in line]
+    assert line.endswith("another attempt goes on from the last checkpoint")
+    assert "step-00000000" in line
+
+
+def test_a_full_disk_keeps_the_checkpoints_before_and_the_run_goes_on_when_there_is_room(calm, tmp_path):
+    spec, results = calm
+    disk, out = tmp_path / "disk", tmp_path / "out"
+    disk.mkdir()
+    out.mkdir()
+    words = [
+        "sh",
+        "-c",
+        SMALL_DISK,
+        "sh",
+        disk,
+        out / "results",
+        results / "cache",
+        *train_command(spec, disk),
+    ]
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no mount namespaces here: a small disk cannot be made")
+    environment = {"OUT": str(out), "DISK": str(disk)}
+    done = subprocess.run(
+        ["unshare", "-rm", "env", *(f"{k}={v}" for k, v in environment.items()), *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said = (out / "said").read_text()
+    check_words(said, int((out / "status").read_text()))
+    assert "No space left on device" in said
+    left = sorted(line.rsplit("/", 1)[1] for line in (out / "left").read_text().splitlines())
+    assert [name for name in left if "step-" in name] == [
+        "step-000000002.safetensors",
+        "step-000000004.safetensors",
+    ]
+    assert "resumed at step 4" in done.stderr
+    assert everything(out / "results", spec.name) == everything(results, spec.name)
+
+
+def test_a_file_size_limit_is_a_failure_of_the_machine_too(calm, tmp_path):
+    """As a quota is."""
+    spec, results = calm
+    (tmp_path / "cache").symlink_to(results / "cache")
+    done = subprocess.run(
+        train_command(spec, tmp_path),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    check_words(done.stderr, done.returncode)
+    assert list(RunFiles(tmp_path, spec.name).checkpoints.iterdir()) == []

@@ -1,0 +1,101 @@
+"""Killed at any moment and started again, a run ends at the bytes of one that was never disturbed."""
+
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+from small_runs import everything, run_zo, small_spec, train_command, write_corpus
+
+from zo.checkpoint import load_checkpoint
+from zo.methods import METHODS
+from zo.optimizers import OPTIMIZERS
+from zo.record import RunFiles
+
+# Momentum, moments and step counters are what a resume can lose; each method gets another rule.
+RULES = dict(zip(METHODS, [{"optimizer": name} for name in OPTIMIZERS] + [{"momentum": 0.9}], strict=True))
+RULES |= {"Frozen": {}, "Random": {"momentum": 0.9}}
+STEPS = 60
+PATIENCE = 60.0
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def identify(files: RunFiles) -> int:
+    """Another number for each attempt that is about to make its first step."""
+    path = files.folder / "manifest.json"
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def kill_in_training(command, files: RunFiles, delay: float) -> bool:
+    """Start the run and kill it ``delay`` seconds after it has its model; False if it ended before."""
+    before = identify(files)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + PATIENCE
+        while process.poll() is None and identify(files) == before and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        return process.wait() == -signal.SIGKILL
+
+
+def disturb(spec, results, kills: int, draw: random.Random) -> list[int]:
+    """Kill the run ``kills`` times at random and let it end; the steps that its checkpoints were at."""
+    files, seen = RunFiles(results, spec.name), []
+    command = train_command(spec, results)
+    while len(seen) < kills:
+        if kill_in_training(command, files, draw.uniform(0, 0.3)):
+            checkpoint, complaints = load_checkpoint(files.checkpoints)
+            assert complaints == []  # a kill leaves whole files or none
+            seen.append(checkpoint.step if checkpoint else 0)
+        else:
+            break
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return seen
+
+
+def check_kills(corpus, folder, mode: str, kills: int) -> None:
+    """Kill in one run after another until there were ``kills``; each must end as the calm one did."""
+    length = {"max_steps": STEPS, "checkpoint_interval": 1, "validation_interval": 20}
+    spec = small_spec(corpus, mode, learning_rate=1e-3, **length, **RULES[mode])
+    calm = run_zo(*train_command(spec, folder / "calm")[3:])
+    assert calm.returncode == 0, calm.stderr
+    expected, draw, seen = everything(folder / "calm", spec.name), random.Random(mode), []
+    while len(seen) < kills:
+        results = folder / f"after{len(seen)}"
+        results.mkdir()
+        (results / "cache").symlink_to(folder / "calm" / "cache")
+        seen += disturb(spec, results, kills - len(seen), draw)
+        assert everything(results, spec.name) == expected
+        assert not [path for path in results.rglob(".*") if path.name != ".lock"]  # half-written files
+    assert len(set(seen)) > kills // 3, seen  # not all of them before the first step
+    print(f"{mode}: killed at steps {seen} of {STEPS}")
+
+
+def test_a_run_killed_three_times_ends_at_the_same_bytes(corpus, tmp_path):
+    check_kills(corpus, tmp_path, "ZO", kills=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", METHODS)
+def test_every_method_survives_twelve_kills_at_random(corpus, tmp_path, mode):
+    check_kills(corpus, tmp_path, mode, kills=12)
+
+
+def test_a_run_that_was_finished_while_another_process_waited_for_it_is_not_repeated(corpus, tmp_path):
+    """As when Snakemake is killed: its job goes on, and the next Snakemake starts the run once more."""
+    spec = small_spec(corpus, "ZO", max_steps=300, learning_rate=1e-3)
+    files, command = RunFiles(tmp_path, spec.name), train_command(spec, tmp_path)
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL):
+        while not files.attempt.exists():
+            time.sleep(0.01)
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert second.returncode == 0, second.stderr
+    assert "another process finished it meanwhile: done" in second.stderr
+    assert "started" not in second.stderr
+    assert run_zo("replay", files.folder).returncode == 0

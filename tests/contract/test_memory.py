@@ -1,0 +1,271 @@
+"""Memory that runs out costs a run rounding errors and nothing else: real limits on real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_runs import read_rows, run_zo, small_spec, train_command, write_corpus
+
+from zo.attempt import Attempt, halve_memory
+from zo.errors import UserError
+from zo.record import RunFiles
+from zo.train import Run, train
+
+LARGE = {"block_size": 256, "validation_block_size": 8, "max_steps": 3, "checkpoint_interval": 1}
+ZO = {"mode": "ZO", "batch_size": 8, "query_budget_q": 8, "parallel_batch_size": 8} | LARGE
+FO = {"mode": "FO", "batch_size": 32} | LARGE
+LIMITED = """
+import os, resource, sys
+from pathlib import Path
+import torch
+from zo.errors import UserError
+from zo.run import build_run
+from zo.spec import RunSpec
+from zo.train import train
+
+spec, results = RunSpec.from_json(sys.argv[1]), Path(sys.argv[2])
+build_run(spec, results / "cache", torch.device("cpu"))  # so that what is measured now is all but the steps
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+for mib in sys.argv[3:]:
+    if os.fork():
+        os.wait()
+        continue
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (int(mib) << 20),) * 2)
+    (results / mib).mkdir()
+    (results / mib / "cache").symlink_to(results / "cache")
+    try:
+        said = train(spec, results / mib, threads=1).status
+    except UserError as error:
+        said = str(error)
+    (results / mib / "said").write_text(said)
+    os._exit(0)
+"""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def train_under_limits(spec, results, *margins: int) -> None:
+    """One run for each margin: MiB of address space beyond what the process needs before its first step."""
+    results.mkdir()
+    command = [sys.executable, "-c", LIMITED, spec.to_json(), str(results), *map(str, margins)]
+    # What is freed goes back at once, and no thread holds 64 MiB in reserve.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("settings", [ZO, FO], ids=["ZO", "FO"])
+def test_out_of_memory_the_run_goes_on_with_less_at_once_and_ends_the_same_to_rounding(
+    corpus, tmp_path, settings
+):
+    spec, margins = small_spec(corpus, **settings), (2000, 100, 70, 45)
+    train_under_limits(spec, tmp_path / "r", *margins)
+    ends = {mib: RunFiles(tmp_path / "r" / str(mib), spec.name) for mib in margins}
+    spared = {mib: read_json(files.folder / "manifest.json")["out_of_memory"] for mib, files in ends.items()}
+    assert spared[2000] == []
+    done = [mib for mib in margins if (tmp_path / "r" / str(mib) / "said").read_text() == "done"]
+    short = [mib for mib in done if spared[mib]]
+    assert short, spared
+    free = read_rows(ends[2000].csv)
+    for mib in short:
+        assert all("allocate memory" in step["reason"].lower() for step in spared[mib])
+        rows = read_rows(ends[mib].csv)
+        assert [row["step"] for row in rows] == [row["step"] for row in free]
+        for row, other in zip(rows[1:], free[1:], strict=True):
+            assert float(row["loss"]) == pytest.approx(float(other["loss"]), rel=1e-5)
+        stored = read_json(ends[mib].folder / "spec.json")
+        assert stored["gradient_accumulation"] == 1  # it is in names
+        if settings is ZO:
+            assert stored["parallel_batch_size"] == spared[mib][-1]["settings"]["parallel_batch_size"] < 8
+
+
+@pytest.mark.parametrize(
+    ("settings", "floor"),
+    [
+        (ZO, "with one direction at a time, the sequential plan: take a smaller batch_size"),
+        (FO, "with one sequence at a time: take a smaller batch_size"),
+        (FO | {"mode": "Frozen"}, "with one forward pass: take a smaller batch_size"),
+    ],
+    ids=["ZO", "FO", "Frozen"],
+)
+def test_where_nothing_is_left_to_halve_it_fails_with_one_line(corpus, tmp_path, settings, floor):
+    spec = small_spec(corpus, **settings)
+    margins = (1, 0)  # a few freed pages more or less can let the smallest step through
+    train_under_limits(spec, tmp_path / "r", *margins)
+    said = {mib: (tmp_path / f"r/{mib}/said").read_text() for mib in margins}
+    short = [mib for mib in margins if said[mib].startswith(f"out of memory {floor}")]
+    assert short, said
+    assert len(said[short[0]].splitlines()) == 1
+    record = read_json(RunFiles(tmp_path / f"r/{short[0]}", spec.name).attempt)
+    assert record["ended"] == "refused"
+    wanted = {"ZO": [4, 2, 1, 1], "FO": [2, 4, 8, 16, 32], "Frozen": []}[spec.mode]
+    halved = [step["settings"] for step in record["reductions"]]
+    assert [s.get("parallel_batch_size") or s["gradient_accumulation"] for s in halved] == wanted
+
+
+def test_it_goes_on_from_its_checkpoint_and_keeps_the_limit(corpus, tmp_path, monkeypatch, caplog):
+    spec, take_step = small_spec(corpus, "ZO", query_budget_q=8), Run.take_step
+    seen = []
+
+    def short_of_memory(run):
+        report = take_step(run)
+        seen.append((run.ledger.step, run.state.plan.directions_in_flight))
+        if run.ledger.step == 5 and run.state.plan.directions_in_flight > 2:
+            raise MemoryError
+        if run.ledger.step == 6 and len(seen) < 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return report
+
+    monkeypatch.setattr(Run, "take_step", short_of_memory)
+    with caplog.at_level("INFO", logger="zo"), pytest.raises(SystemExit):
+        train(spec, tmp_path)
+    assert seen == [(1, 8), (2, 8), (3, 8), (4, 8), (5, 8), (5, 4), (5, 2), (6, 2)]
+    assert caplog.text.count("out of memory") == 2
+    assert caplog.text.count("resumed at step 4") == 2
+    assert train(spec, tmp_path).status == "done"
+    assert seen[8:] == [(7, 2)]
+
+
+def test_a_finished_run_asked_for_again_starts_without_limits(corpus, tmp_path, monkeypatch):
+    spec, take_step = small_spec(corpus, "FO"), Run.take_step
+
+    def short_of_memory(run):
+        if run.state.spec.gradient_accumulation == 1:
+            raise RuntimeError("CUDA error: out of memory")
+        return take_step(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "take_step", short_of_memory)
+        assert train(spec, tmp_path).status == "done"
+    folder = RunFiles(tmp_path, spec.name).folder
+    assert len(read_json(folder / "manifest.json")["out_of_memory"]) == 1
+    assert train(spec, tmp_path).status == "done"
+    assert read_json(folder / "manifest.json")["out_of_memory"] == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "settings", "halved"),
+    [
+        (
+            "ZO",
+            {"plan": "parallel", "parallel_batch_size": 8},
+            {"plan": "parallel", "parallel_batch_size": 4},
+        ),
+        (
+            "Random",
+            {"plan": "parallel", "parallel_batch_size": 3},
+            {"plan": "parallel", "parallel_batch_size": 1},
+        ),
+        (
+            "Instruct",
+            {"plan": "parallel", "parallel_batch_size": 1},
+            {"plan": "sequential", "parallel_batch_size": 1},
+        ),
+        ("Calibrate", {"plan": "sequential"}, None),
+        ("FO", {"batch_size": 8}, {"gradient_accumulation": 2}),
+        ("FO", {"batch_size": 6, "gradient_accumulation": 2}, {"gradient_accumulation": 6}),
+        ("FO", {"batch_size": 6, "gradient_accumulation": 6}, None),
+        ("FO", {"batch_size": 1}, None),
+        ("Frozen", {}, None),
+    ],
+)
+def test_what_is_halved(corpus, mode, settings, halved):
+    assert halve_memory(small_spec(corpus, mode, **settings)) == halved
+
+
+# --- kills -----------------------------------------------------------------------------------------
+
+
+def leave_unfinished(path: Path, spec, **changes) -> None:
+    """The record of an attempt that was killed without a word."""
+    attempt = Attempt(path, spec)
+    attempt.begin(spec.model_copy(update={"plan": "parallel", "parallel_batch_size": 4}))
+    path.write_text(json.dumps(read_json(path) | changes))
+
+
+def test_a_plain_kill_sets_no_limit_so_that_the_run_ends_at_the_same_bytes(corpus, tmp_path):
+    spec, path = small_spec(corpus, "ZO"), tmp_path / "attempt.json"
+    leave_unfinished(path, spec)
+    assert Attempt(path, spec).limits == {}
+
+
+def test_a_kill_that_the_kernel_counted_as_one_for_memory_halves(corpus, tmp_path):
+    spec, path = small_spec(corpus, "ZO"), tmp_path / "attempt.json"
+    leave_unfinished(path, spec)
+    then = read_json(path)["kernel"]
+    leave_unfinished(path, spec, kernel=then | {"kills": then["kills"] - 1})
+    assert Attempt(path, spec).limits == {"plan": "parallel", "parallel_batch_size": 2}
+    assert Attempt(path, spec).reductions[0]["reason"] == "the kernel killed it for memory"
+
+
+def test_counts_of_another_machine_or_another_start_of_it_say_nothing(corpus, tmp_path):
+    spec, path = small_spec(corpus, "ZO"), tmp_path / "attempt.json"
+    leave_unfinished(path, spec, kernel={"boot": "another", "kills": -1})
+    assert Attempt(path, spec).limits == {}
+
+
+def test_a_retry_after_a_bug_ends_at_once_and_a_new_call_tries_again(corpus, tmp_path, monkeypatch):
+    spec = small_spec(corpus, "FO")
+
+    def fail(run):
+        raise ZeroDivisionError("planted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "take_step", fail)
+        with pytest.raises(ZeroDivisionError):
+            train(spec, tmp_path)
+    with pytest.raises(UserError, match=r"not tried again.* a bug: ZeroDivisionError: planted"):
+        train(spec, tmp_path, retry=True)
+    assert train(spec, tmp_path).status == "done"
+    assert read_json(RunFiles(tmp_path, spec.name).attempt)["ended"] == "done"
+
+
+MEMORY = Path("/sys/fs/cgroup/memory")
+
+
+@pytest.fixture
+def cage():
+    """A function: make a cgroup with a limit in MiB and return what a process joins it with."""
+    if os.getuid() or not (MEMORY / "memory.limit_in_bytes").exists():
+        pytest.skip("needs root and a memory cgroup (v1) to let the kernel kill for memory")
+    group = MEMORY / f"zo-test-{os.getpid()}"
+    group.mkdir()
+
+    def limit(mib: int):
+        (group / "memory.limit_in_bytes").write_text(str(mib << 20))
+        return lambda: (group / "cgroup.procs").write_text(str(os.getpid()))
+
+    yield limit
+    group.rmdir()
+
+
+@pytest.mark.slow
+def test_a_run_that_the_kernel_kills_for_memory_goes_on_with_less_at_the_next_attempt(cage, corpus, tmp_path):
+    spec = small_spec(corpus, **ZO | {"batch_size": 32})
+    command = train_command(spec, tmp_path)
+    mib, statuses = 1000, []
+    while -signal.SIGKILL not in statuses:
+        mib -= 100
+        statuses = [
+            subprocess.run(command, preexec_fn=cage(mib), capture_output=True, check=False).returncode
+        ]
+    while statuses[-1] == -signal.SIGKILL and len(statuses) < 6:
+        ended = subprocess.run(command, preexec_fn=cage(mib), capture_output=True, text=True, check=False)
+        statuses.append(ended.returncode)
+    assert statuses[-1] == 0, ended.stderr
+    files = RunFiles(tmp_path, spec.name)
+    reductions = read_json(files.folder / "manifest.json")["out_of_memory"]
+    assert len(reductions) == statuses.count(-signal.SIGKILL)
+    assert {step["reason"] for step in reductions} == {"the kernel killed it for memory"}
+    assert run_zo("replay", files.folder).returncode == 0

@@ -1,0 +1,53 @@
+"""Why an attempt at a run failed, and whether another attempt can help."""
+
+import errno
+import signal
+
+from zo.errors import UserError
+
+TRY_AGAIN = 75
+"""Exit status of an attempt that the machine failed, not the code: EX_TEMPFAIL of sysexits.h."""
+KILLED = tuple(128 + s for s in (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM))
+"""Exit statuses of a job that was told to stop."""
+
+MEMORY_WORDS = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "ALLOC_FAILED",
+)
+"""How torch, its CPU allocator, CUDA's libraries and the system spell it; most raise a bare RuntimeError."""
+MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.ENOLCK)
+"""A full disk, a quota, a device or a file server that failed."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a smaller step could have passed."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+        return True
+    text = str(error).lower()
+    return not isinstance(error, UserError) and any(words.lower() in text for words in MEMORY_WORDS)
+
+
+def is_machine_failure(error: BaseException) -> bool:
+    """Whether the disk, the file server or the GPU failed under the run: tomorrow it may not."""
+    if isinstance(error, OSError):
+        return error.errno in MACHINE_ERRORS
+    return type(error).__name__ == "AcceleratorError"  # CUDA's, e.g. a GPU that fell off the bus
+
+
+def name_cause(error: BaseException) -> str:
+    """One word or two for the record of an attempt."""
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return "interrupted"
+    if isinstance(error, UserError):
+        return "refused"
+    if is_out_of_memory(error):
+        return "out of memory"
+    return "machine failure" if is_machine_failure(error) else "bug"
+
+
+def may_pass(exit_status: int) -> bool:
+    """Whether a job that ended so should be tried again: killed, or failed by its machine. A bug is not."""
+    return exit_status in KILLED or exit_status == TRY_AGAIN

@@ -1,0 +1,212 @@
+"""One run in memory: its model, optimizers and data, how it steps, and what a checkpoint keeps of it."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from zo.checkpoint import Checkpoint, digest
+from zo.dataset import DatasetSpec, TokenCache, build_cache, open_cache
+from zo.errors import UserError
+from zo.estimate import Objective
+from zo.files import read_json
+from zo.ledger import Ledger
+from zo.methods import METHODS, State, StepReport, needs_dense_gradient
+from zo.models import build_model, parameter_roles, select_scope
+from zo.optimizers import build_optimizers, pack_state, unpack_state
+from zo.plan import Plan, decide_plan, free_memory
+from zo.spec import RunSpec, dataset_spec, guide_dataset_spec, total_steps
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FINAL_RATE = 0.1
+"""Of the peak learning rate, at the end of the cosine schedule."""
+
+
+@dataclass
+class Run:
+    """One run in memory: what it trains, on what, and how far it is."""
+
+    spec: RunSpec
+    state: State
+    named: list[tuple[str, torch.Tensor]]
+    data: TokenCache
+    guide_data: TokenCache
+    device: torch.device
+    total: int
+    ledger: Ledger
+
+    def batch(self, data: TokenCache, step: int) -> torch.Tensor:
+        """The token blocks of one step, [B, T + 1]: a function of (seed, step)."""
+        spec = self.spec
+        return data.batch(spec.seed, step, spec.batch_size, spec.block_size).to(self.device)
+
+    def take_step(self) -> StepReport:
+        """Make the next step and count it."""
+        step = self.ledger.step + 1
+        batch = self.batch(self.data, step)
+        guide = batch if self.guide_data is self.data else self.batch(self.guide_data, step)
+        self.state.step, self.state.learning_rate = step, learning_rate(self.spec, step, self.total)
+        with self.ledger.timed():
+            report = METHODS[self.spec.mode]().step(self.state, batch, guide)
+        self.ledger.add(report, self.spec.batch_size * self.spec.block_size)
+        return report
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Mean loss over the study's held-out blocks: the same tokens for every run."""
+        spec = self.spec
+        blocks = self.data.validation_blocks(spec.validation_block_size, spec.validation_blocks)
+        sums = [
+            self.state.objective(part.to(self.device)).losses().item() * len(part)
+            for part in blocks.split(spec.batch_size // self.state.spec.gradient_accumulation)
+        ]
+        return sum(sums) / len(blocks)
+
+    def checkpoint(self, lengths: dict[str, int] | None) -> Checkpoint:
+        """Everything needed to go on from here; without the logs' lengths, the trained weights alone."""
+        tensors, scalars = pack_state(self.state.optimizers) if lengths else ({}, {})
+        tensors = {f"optimizer.{name}": tensor for name, tensor in tensors.items()}
+        tensors |= {f"model.{name}": parameter for name, parameter in self.named}
+        state = {
+            "spec": self.spec.model_dump(),
+            "ledger": self.ledger.as_dict(),
+            "optimizers": scalars,
+            "log_lengths": lengths,
+        }
+        return Checkpoint(self.ledger.step, tensors, state)
+
+    @torch.no_grad()
+    def restore(self, checkpoint: Checkpoint) -> dict[str, int]:
+        """Go back to a checkpoint; the lengths its logs had."""
+        for name, parameter in self.named:
+            parameter.copy_(checkpoint.tensors[f"model.{name}"])
+        prefix = "optimizer."
+        tensors = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in checkpoint.tensors.items()
+            if name.startswith(prefix)
+        }
+        unpack_state(self.state.optimizers, tensors, checkpoint.state["optimizers"])
+        self.ledger = Ledger(**checkpoint.state["ledger"])
+        return checkpoint.state["log_lengths"]
+
+    def weights_digest(self) -> str:
+        """Hash of the trained weights as they are, for ``zo replay`` to compare with."""
+        return digest(dict(self.named))
+
+
+def build_run(
+    spec: RunSpec, cache_root: Path, device: torch.device, accumulation: int | None = None
+) -> tuple[Run, dict[str, Any]]:
+    """Build model, optimizers and data of a run at step 0, and the facts its manifest keeps of them.
+
+    ``accumulation`` splits FO's batch into more parts than the spec says, for lack of memory.
+    """
+    data = _open_data(dataset_spec(spec), cache_root)
+    guide_data = _open_data(guide_dataset_spec(spec), cache_root) if spec.bp_dataset else data
+    plan, reason = _decide_plan(spec, data.vocab_size, device)
+    if METHODS[spec.mode].uses and spec.query_budget_q:
+        spec = spec.model_copy(update={"plan": plan.kind, "parallel_batch_size": plan.directions_in_flight})
+    total = total_steps(spec, data.steps_per_epoch(spec.batch_size, spec.block_size))
+    state, named = build_state(spec, data.vocab_size, device, plan)
+    if accumulation:
+        state.spec = spec.model_copy(update={"gradient_accumulation": accumulation})
+    run = Run(spec, state, named, data, guide_data, device, total, Ledger())
+    facts = {
+        "run": spec.name,
+        "steps": total,
+        "vocab_size": data.vocab_size,
+        "parameters": state.model.num_parameters(),
+        "trainable_parameters": sum(p.numel() for p in state.parameters),
+        "frozen_weights_sha256": frozen_digest(state),
+        "dense_gradient": needs_dense_gradient(spec),
+        "plan": spec.query_budget_q
+        and {"kind": plan.kind, "directions_in_flight": plan.directions_in_flight, "reason": reason},
+        "cache": {"folder": data.folder.name} | read_json(data.folder / "timings.json"),
+    }
+    return run, facts
+
+
+def build_state(
+    spec: RunSpec, vocab_size: int, device: torch.device, plan: Plan
+) -> tuple[State, list[tuple[str, torch.Tensor]]]:
+    """Build what a step works on, at step 0, and the trained parameters by name; no data is read."""
+    model = build_model(
+        spec.model_size,
+        spec.architecture,
+        vocab_size,
+        spec.seed,
+        device=device,
+        gradient_checkpointing=spec.gradient_checkpointing,
+    )
+    named = select_scope(model, spec.scope)
+    optimizers = build_optimizers(
+        spec.optimizer,
+        named,
+        parameter_roles(model, named),
+        lr=spec.learning_rate,
+        momentum=spec.momentum,
+        weight_decay=spec.weight_decay,
+        cautious=spec.cautious,
+    )
+    return State(model, [p for _, p in named], optimizers, spec, plan, _objective_of(model, spec)), named
+
+
+def frozen_digest(state: State) -> str:
+    """Hash of the weights that the run does not train."""
+    trained = {id(p) for p in state.parameters}
+    return digest({name: p for name, p in state.model.named_parameters() if id(p) not in trained})
+
+
+def _decide_plan(spec: RunSpec, vocab_size: int, device: torch.device) -> tuple[Plan, str]:
+    return decide_plan(
+        spec.plan,
+        spec.parallel_batch_size,
+        q=max(1, spec.query_budget_q),
+        signs=2 if spec.sides == "two" else 1,
+        tokens=spec.batch_size * spec.block_size,
+        vocab_size=vocab_size,
+        device=device.type,
+        free_bytes=free_memory(device),
+    )
+
+
+def _open_data(wanted: DatasetSpec, cache_root: Path) -> TokenCache:
+    folder = cache_root / wanted.folder_name()
+    return open_cache(folder if (folder / "meta.json").exists() else build_cache(wanted, cache_root))
+
+
+def _objective_of(model: torch.nn.Module, spec: RunSpec):
+    """Next-token prediction: position t of a block [B, T + 1] predicts token t + 1."""
+
+    def objective(blocks: torch.Tensor) -> Objective:
+        inputs = {"input_ids": blocks[:, :-1]}
+        return Objective(model, F.cross_entropy, inputs, blocks[:, 1:], PRECISIONS[spec.precision])
+
+    return objective
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is the GPU that is visible, if any. Raises UserError for one that isn't there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device: {name!r} is not allowed: auto, cpu, cuda or cuda:<index>") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device: {name!r} is asked for, but torch {torch.__version__} sees no GPU")
+    return device
+
+
+def learning_rate(spec: RunSpec, step: int, total: int) -> float:
+    """Of step 1 ... total: linear warm-up, then constant or a cosine down to FINAL_RATE of the peak."""
+    if step <= spec.warmup_steps:
+        return spec.learning_rate * step / spec.warmup_steps
+    if spec.schedule == "constant":
+        return spec.learning_rate
+    progress = (step - spec.warmup_steps) / max(1, total - spec.warmup_steps)
+    return spec.learning_rate * (FINAL_RATE + (1 - FINAL_RATE) * (1 + math.cos(math.pi * progress)) / 2)
