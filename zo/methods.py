@@ -101,11 +101,7 @@ class FO(Method):
         return 1
 
     def step(self, state, batch, guide):
-        from zo.estimate import backpropagate
-
-        loss, gradient, passes = backpropagate(
-            state.objective, batch, state.parameters, state.spec.gradient_accumulation
-        )
+        loss, gradient, passes = _backpropagate(state, batch)
         return StepReport(loss, passes, passes, descend(state, gradient))
 
 
@@ -152,11 +148,9 @@ class Calibrate(ZO):
         return int(step % spec.bp_interval == 0)
 
     def step(self, state, batch, guide):
-        from zo.estimate import backpropagate
-
         if state.step % state.spec.bp_interval:
             return super().step(state, batch, guide)
-        loss, gradient, passes = backpropagate(state.objective, guide, state.parameters)
+        loss, gradient, passes = _backpropagate(state, guide)
         if state.spec.bp_learning_rate is not None:  # the schedule's factor applies to both rates
             state.learning_rate *= state.spec.bp_learning_rate / state.spec.learning_rate
         norm = descend(state, gradient)
@@ -186,11 +180,11 @@ class Instruct(ZO):
         return self.guided_step(state, batch, guide)
 
     def guided_step(self, state, batch, guide):
-        from zo.estimate import backpropagate, cosine
+        from zo.estimate import cosine
         from zo.guidance import GuidedDirections
 
         spec = state.spec
-        _, gradient, passes = backpropagate(state.objective, guide, state.parameters)
+        _, gradient, passes = _backpropagate(state, guide)
         around = GuidedDirections(make_directions(state), gradient, spec.cosine_target, spec.query_budget_q)
         estimate = _estimate(state, batch, around)
         dense = estimate.gradients(state.parameters)
@@ -200,7 +194,7 @@ class Instruct(ZO):
             "cosine_estimate": cosine(dense, gradient),
         }
         if guide is not batch:
-            _, own_gradient, more = backpropagate(state.objective, batch, state.parameters)
+            _, own_gradient, more = _backpropagate(state, batch)
             scalars["cosine_estimate_own_data"] = cosine(dense, own_gradient)
             passes += more
         if spec.blend_bp_gradient:
@@ -233,6 +227,12 @@ def make_directions(state: State):
 
     spec = state.spec
     return make_noise(spec.direction_family, spec.seed, state.step, state.parameters, spec.rank)
+
+
+def _backpropagate(state: State, blocks: torch.Tensor):
+    from zo.estimate import backpropagate
+
+    return backpropagate(state.objective, blocks, state.parameters, state.spec.gradient_accumulation)
 
 
 def _estimate(state: State, batch, directions=None) -> Estimate:
