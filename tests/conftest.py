@@ -44,7 +44,7 @@ def make_linear():
             return SimpleNamespace(logits=F.linear(x, self.weight, self.bias))
 
         def objective(self):
-            from zo.estimate import Objective
+            from zo.objective import Objective
 
             return Objective(self, lambda logits, _: (logits @ self.v).sum(), self.inputs, torch.zeros(1, 1))
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from zo.noise import Directions
+from zo.directions import Directions
 
 
 class GuidedDirections(Directions):

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from zo.noise import Directions, LowRankNoise, at_least_fp32, row_blocks
+from zo.directions import Directions, at_least_fp32, row_blocks
+from zo.noise import LowRankNoise
 from zo.scratch import Scratch
 
 

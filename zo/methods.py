@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     import torch
 
-    from zo.estimate import Estimate, Objective
+    from zo.estimate import Estimate
+    from zo.objective import Objective
     from zo.plan import Plan
     from zo.spec import RunSpec
 
@@ -180,8 +181,8 @@ class Instruct(ZO):
         return self.guided_step(state, batch, guide)
 
     def guided_step(self, state, batch, guide):
-        from zo.estimate import cosine
         from zo.guidance import GuidedDirections
+        from zo.objective import cosine
 
         spec = state.spec
         _, gradient, passes = _backpropagate(state, guide)
@@ -211,7 +212,7 @@ class Frozen(Method):
         return 1
 
     def step(self, state, batch, guide):
-        from zo.estimate import evaluate
+        from zo.objective import evaluate
 
         return StepReport(evaluate(state.objective(batch)), forward_passes=1)
 
@@ -230,7 +231,7 @@ def make_directions(state: State):
 
 
 def _backpropagate(state: State, blocks: torch.Tensor):
-    from zo.estimate import backpropagate
+    from zo.objective import backpropagate
 
     return backpropagate(state.objective, blocks, state.parameters, state.spec.gradient_accumulation)
 
@@ -278,7 +279,8 @@ def descend(state: State, direction: Estimate | list[torch.Tensor]) -> Callable[
     Plain SGD applies an estimate in its compact form, one parameter's noise at a time; every other
     optimizer is torch's own and reads a dense gradient.
     """
-    from zo.estimate import Estimate, dense_norm
+    from zo.estimate import Estimate
+    from zo.objective import dense_norm
     from zo.optimizers import set_learning_rate
 
     if isinstance(direction, Estimate) and _plain_sgd(state.spec):

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from zo.checkpoint import Checkpoint, digest
 from zo.dataset import DatasetSpec, TokenCache, build_cache, open_cache
 from zo.errors import UserError
-from zo.estimate import Objective
 from zo.files import read_json
 from zo.ledger import Ledger
 from zo.methods import METHODS, State, StepReport, needs_dense_gradient
 from zo.models import build_model, parameter_roles, select_scope
+from zo.objective import Objective
 from zo.optimizers import build_optimizers, pack_state, unpack_state
 from zo.plan import Plan, decide_plan, free_memory
 from zo.spec import RunSpec, dataset_spec, guide_dataset_spec, total_steps

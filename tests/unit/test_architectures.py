@@ -11,8 +11,9 @@ import torch.nn.functional as F
 import transformers
 from transformers import AutoModelForCausalLM
 
-from zo.estimate import Objective, estimate_gradient
+from zo.estimate import estimate_gradient
 from zo.noise import make_noise
+from zo.objective import Objective
 from zo.plan import Plan
 
 VOCABULARY, BATCH, LENGTH, Q, SEED, STEP = 50, 2, 7, 3, 11, 5

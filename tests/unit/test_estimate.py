@@ -21,9 +21,10 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from zo import noise, zo_gradient_estimator
-from zo.estimate import Estimate, Objective, backpropagate, cosine, dense_norm, estimate_gradient
+from zo import directions, zo_gradient_estimator
+from zo.estimate import Estimate, estimate_gradient
 from zo.noise import Noise
+from zo.objective import Objective, backpropagate, cosine, dense_norm
 from zo.plan import Plan
 
 EPS, SEED, STEP, VOCABULARY, BATCH, LENGTH = 1e-3, 11, 5, 50, 3, 7
@@ -399,14 +400,14 @@ def test_evaluating_takes_a_block_of_perturbed_rows_for_each_sign_and_the_update
     parameters = list(model.parameters())
     sizes = [p.numel() * 4 for p in parameters]
     block = max(sizes) // 4
-    monkeypatch.setitem(noise._BLOCK, "cpu", block // 4)
+    monkeypatch.setitem(directions._BLOCK, "cpu", block // 4)
     ids = torch.zeros(1, 2, dtype=torch.long)
     objective = Objective(model, F.cross_entropy, {"input_ids": ids}, ids)
     with torch.no_grad(), LiveBytes() as plain:
         objective.losses(torch.zeros(signs, 1, dtype=torch.long))
-    directions = Noise(family, 0, 0)
+    noise = Noise(family, 0, 0)
     with LiveBytes() as memory:
-        estimate = estimate_gradient(objective, parameters, directions, q=4, epsilon=EPS, plan=plan)
+        estimate = estimate_gradient(objective, parameters, noise, q=4, epsilon=EPS, plan=plan)
     assert memory.peak <= signs * block + 2 * plain.peak
     assert signs * block < max(sizes)  # not even one layer's noise
     with LiveBytes() as memory:

@@ -12,9 +12,10 @@ import reference
 import torch
 import torch.nn.functional as F
 
-from zo.estimate import Objective, estimate_gradient
+from zo.estimate import estimate_gradient
 from zo.models import build_model
 from zo.noise import make_noise
+from zo.objective import Objective
 from zo.plan import Plan
 from zo.spec import RunSpec
 

@@ -14,9 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from zo import estimate, members, noise
-from zo.estimate import Objective, estimate_gradient
+from zo.estimate import estimate_gradient
 from zo.mezo import TunedMezo
 from zo.noise import make_noise
+from zo.objective import Objective
 from zo.plan import Plan
 
 LAYERS, BATCH, TOKENS = 9, 4, 64

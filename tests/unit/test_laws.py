@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
-from zo.estimate import Objective, estimate_gradient
+from zo.estimate import estimate_gradient
 from zo.guidance import GuidedDirections
 from zo.models import build_model
 from zo.noise import Noise, make_noise
+from zo.objective import Objective
 from zo.plan import Plan
 
 N, Z = 1000, 4.0

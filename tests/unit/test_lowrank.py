@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from live_bytes import LiveBytes
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from zo.estimate import Estimate, Objective, estimate_gradient
+from zo.estimate import Estimate, estimate_gradient
 from zo.noise import CONTROL, LowRankNoise, Noise, make_noise
+from zo.objective import Objective
 from zo.plan import Plan
 
 SHAPES = [(4, 3), (5,), (2, 6), (3, 4)]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy import stats
 
-from zo import noise
+from zo import directions, noise
 from zo.noise import CONTROL, Noise, make_noise, mix
 
 N = 40_000
@@ -124,9 +124,9 @@ def test_blocks_of_rows_and_looked_up_rows_are_those_of_the_whole(family):
 @pytest.mark.parametrize("make", [lambda: Noise("rademacher", 1, 2), lambda: make_low_rank()])
 def test_what_every_direction_can_do_is_done_alike_by_the_families_faster_ways(monkeypatch, make):
     """Small blocks, so that there are several; the base class's own ways, from ``fill_`` alone."""
-    monkeypatch.setitem(noise._BLOCK, "cpu", 40)
+    monkeypatch.setitem(directions._BLOCK, "cpu", 40)
     ours, theta, weights = make(), torch.linspace(-1, 1, 99).view(9, 11), [0.5, -2.0, 1.0]
-    plain = noise.Directions()
+    plain = directions.Directions()
     plain.fill_ = ours.fill_
     ids = torch.tensor([8, 0, 3, 3])
     pairs = [
@@ -150,7 +150,7 @@ def make_low_rank():
 
 def test_blocks_of_rows_cover_a_parameter_once_in_order():
     for shape in ((1,), (7,), (3, 5), (4000, 700), (2, 2**20)):
-        blocks = noise.row_blocks(torch.empty(shape))
+        blocks = directions.row_blocks(torch.empty(shape))
         assert [row for rows in blocks for row in range(rows.start, rows.stop)] == list(range(shape[0]))
         assert all((b.stop - b.start) * (torch.Size(shape[1:]).numel()) <= 2**20 for b in blocks)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from zo import noise
+from zo import directions
 from zo.members import DenseMembers
 from zo.noise import Noise
 from zo.perturbed import Perturbed, UnsupportedOperation
@@ -150,7 +150,7 @@ def test_a_mode_ends_with_its_block_also_by_an_error_and_leaves_other_tensors_al
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["linear", "addmm", "embedding and head tied"])
 def test_matrices_of_many_blocks_of_rows_are_perturbed_whole(monkeypatch, theta, name):
-    monkeypatch.setitem(noise._BLOCK, "cpu", 2 * WIDTH)
+    monkeypatch.setitem(directions._BLOCK, "cpu", 2 * WIDTH)
     compute, x, names = OPERATIONS[name], member_input(), ("matrix", "bias", "table")
     expected = torch.cat([
         compute(perturbed(theta, names, query, scale), part)

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from zo.estimate import Objective, estimate_gradient
+from zo.estimate import estimate_gradient
 from zo.mezo import TunedMezo, step_as_published
 from zo.models import build_model
 from zo.noise import make_noise
+from zo.objective import Objective
 from zo.plan import MOST_IN_FLIGHT, Plan, decide_plan, free_memory
 from zo.run import build_run, pick_device
 from zo.spec import RunSpec
