@@ -1,0 +1,94 @@
+"""What ``zo bench`` reports: the names and fields that others read, ratios that fit together, true peaks."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+
+from zo.bench.contenders import Setting, Workbench
+from zo.bench.memory import _measure_in_child, extra_memory
+from zo.bench.timing import STEPLESS, Record, measure, print_table
+from zo.cli import main
+
+TINY = Setting(model_size="100k", vocab_size=512, batch_size=4, block_size=16, threads=1)
+NAMES = {"inference", "inference-best", "fo", "mezo", "mezo-tuned", "mezo-tuned-philox"}
+NAMES |= {"noise-gaussian", "noise-rademacher", "train-loop", "lowrank-parallel-onesided", "lowrank-sharded"}
+NAMES |= {f"{family}-{plan}" for family in ("gaussian", "rademacher", "lowrank") for plan in ("sequential", "parallel")}  # fmt: skip
+FIELDS = {"name", "q", "seconds_per_direction", "forwards_per_direction", "share_of_inference", "times_mezo"}
+FIELDS |= {"times_mezo_tuned", "step_over_q1", "extra_memory_mb", "spread"}
+
+
+@pytest.fixture(scope="module")
+def records():
+    bench = Workbench(TINY)
+    return measure(bench, bench.contenders([1, 4]), rounds=1)
+
+
+def test_every_contender_has_a_record_with_every_field(records):
+    assert {record.name for record in records} == NAMES
+    assert all(set(asdict(record)) == FIELDS for record in records)
+    assert {r.q for r in records if r.name == "lowrank-parallel"} == {1, 4}
+    assert [r.q for r in records if r.name == "lowrank-sharded"] == [4]  # a direction for each sequence
+
+
+def test_the_ratios_follow_from_the_seconds(records):
+    found = {(record.name, record.q): record for record in records}
+    base = found["inference", 1].seconds_per_direction
+    needed = {"lowrank-parallel-onesided": 5 / 4, "lowrank-sharded": 2 / 4}
+    for (name, q), record in found.items():
+        assert record.forwards_per_direction == pytest.approx(record.seconds_per_direction / base)
+        if name in STEPLESS:
+            assert record.times_mezo is None
+            continue
+        times = found["mezo-tuned", 1].seconds_per_direction / record.seconds_per_direction
+        assert record.times_mezo_tuned == pytest.approx(times)
+        passes = needed.get(name, 2.0) if q == 4 else 2.0
+        assert record.share_of_inference == pytest.approx(passes / record.forwards_per_direction)
+    four, one = found["gaussian-parallel", 4], found["gaussian-parallel", 1]
+    assert four.step_over_q1 == pytest.approx(4 * four.seconds_per_direction / one.seconds_per_direction)
+
+
+def test_a_table_has_a_row_for_each_record(capsys):
+    print_table(TINY, [Record("inference", 1, 0.5, 1.0, 1.0), Record("fo", 1, 1.5, 3.0, 1 / 3)])
+    out = capsys.readouterr().out
+    assert "inference" in out
+    assert "1500.0" in out
+
+
+def test_an_adam_step_is_seen_to_hold_gradients_and_two_moments():
+    """A table of 50257 x 128 is 25 MB: FO with Adam holds three more of it, ZO none."""
+    setting = Setting(model_size="1M", vocab_size=50257, batch_size=1, block_size=16, threads=1)
+    parameters = Workbench(setting).model.num_parameters() * 4 / 2**20
+    fo, zo = (_measure_in_child(setting, {"memory": name}) for name in ("fo-adam", "gaussian-sequential"))
+    assert fo["extra"] > 2.9 * parameters
+    assert zo["extra"] < 0.9 * parameters
+    assert fo["peak"] == pytest.approx(fo["loaded"] + fo["extra"])
+    contender = next(c for c in Workbench(setting).contenders([1]) if c.name == "gaussian-sequential")
+    assert extra_memory(setting, contender) < 0.9 * parameters
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--queries", "0"], "queries: 0 is not allowed"),
+        (["--queries", "two"], "queries: 'two' is not allowed"),
+        (["--dtype", "fp8"], "fp8"),
+        (["--memory", "--sizes", "20M,7T"], "7T"),
+    ],
+)
+def test_a_bad_flag_is_one_line(capsys, flags, message):
+    assert main(["bench", "--device", "cpu", *flags]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_command_saves_the_records_it_prints(tmp_path, capsys):
+    out = tmp_path / "bench.json"
+    flags = ["--model-size", "100k", "--vocab-size", "512", "--block-size", "16", "--queries", "1,2"]
+    assert main(["bench", *flags, "--device", "cpu", "--rounds", "1", "--out", str(out)]) == 0
+    records = json.loads(out.read_text())
+    assert {record["name"] for record in records} == NAMES
+    assert all(set(record) == FIELDS for record in records)
+    assert all(isinstance(r["extra_memory_mb"], float) for r in records if r["name"] != "inference-best")
