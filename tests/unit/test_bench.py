@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import pytest
 
-from zo.bench.contenders import Setting, Workbench
+from zo.bench.contenders import FAMILIES, Setting, Workbench
 from zo.bench.memory import _measure_in_child, extra_memory
 from zo.bench.timing import STEPLESS, Record, measure, print_table
 from zo.cli import main
@@ -13,7 +13,7 @@ from zo.cli import main
 TINY = Setting(model_size="100k", vocab_size=512, batch_size=4, block_size=16, threads=1)
 NAMES = {"inference", "inference-best", "fo", "mezo", "mezo-tuned", "mezo-tuned-philox"}
 NAMES |= {"noise-gaussian", "noise-rademacher", "train-loop", "lowrank-parallel-onesided", "lowrank-sharded"}
-NAMES |= {f"{family}-{plan}" for family in ("gaussian", "rademacher", "lowrank") for plan in ("sequential", "parallel")}  # fmt: skip
+NAMES |= {f"{family}-sequential" for family in FAMILIES} | {f"{family}-parallel" for family in FAMILIES}
 FIELDS = {"name", "q", "seconds_per_direction", "forwards_per_direction", "share_of_inference", "times_mezo"}
 FIELDS |= {"times_mezo_tuned", "step_over_q1", "extra_memory_mb", "spread"}
 

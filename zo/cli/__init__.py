@@ -54,8 +54,8 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit status."""
-    # OpenMP's threads, which wait for work by spinning, would take the cores from our own, which make noise in
-    # between. Read when torch is loaded: docs/benchmarks.md has what it costs.
+    # OpenMP's threads wait for work by spinning, on the cores where ours make noise in between. Read when
+    # torch is loaded; docs/benchmarks.md has what it costs.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     words = [_hyphens(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     options = build_parser(*words[:1]).parse_args(words)
