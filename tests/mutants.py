@@ -1,7 +1,7 @@
 """Break the source in each known way and see that a test notices: ``python tests/mutants.py [--list] [name]``.
 
 Each mutant is one text of one file of zo/ replaced in a copy of the tree, where its tests then run. A text
-that is not found exactly once is an error: the source moved on and the mutant must follow.
+that is not found where it should be is an error: the source moved on and the mutant must follow.
 """
 
 # ruff: noqa: E501 - one mutant a line
@@ -22,14 +22,18 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 150
 
+PHILOX = ("tests/unit/test_philox.py",)
 NOISE = ("tests/unit/test_noise.py",)
+ELSEWHERE = (*NOISE, "-k", "off_the_cpu")
 PERTURBED = ("tests/unit/test_perturbed.py",)
+BLOCKS = (*PERTURBED, "-k", "blocks")
 ESTIMATE = ("tests/unit/test_estimate.py",)
 ORACLE = (*ESTIMATE, "-k", "textbook or compact")
 UNUSUAL = (*ESTIMATE, "-k", "members_cannot_share")
 HALF = (*ESTIMATE, "-k", "half_precision")
 GUIDANCE = ("tests/unit/test_guidance.py",)
 LOWRANK = ("tests/unit/test_lowrank.py",)
+PLAN = ("tests/unit/test_plan.py",)
 ARCHITECTURES = ("tests/unit/test_architectures.py",)
 MEMBERS = (*ARCHITECTURES, "-k", "members_loss and lowrank and dtype1")
 SHARDS = (*ARCHITECTURES, "-k", "sides_and_shards")
@@ -49,114 +53,219 @@ RESUME = (METHODS, "-k", "crashed and ZO")
 
 
 class Mutant(NamedTuple):
-    """``old`` becomes ``new`` in zo/``file``; ``tests`` are pytest's arguments."""
+    """``old`` becomes ``new`` in zo/``file``, in so many places; ``tests`` are pytest's arguments."""
 
     name: str
     file: str
     old: str
     new: str
     tests: tuple[str, ...]
+    places: int = 1
 
 
 IN_PLACE = """\
+        if members.count == 1:
             for sign in (1, -1):
                 for index, parameter in enumerate(parameters):
-                    noise = directions.fill_(scratch.take(parameter)[0], query, index)
-                    parameter.add_(noise.to(parameter.dtype), alpha=sign * scale)
+                    noise = directions.fill_(torch.empty(parameter.shape), queries[0], index)
+                    parameter.add_(noise.to(parameter.dtype), alpha=sign * scales[0])
                 if sign == 1:
-                    losses.append(objective.losses(own[None]))
+                    losses.append(objective.losses(own))
+            continue
+        with Perturbed(parameters, members, rows.shape[1]):
 """
 TERM_BY_TERM = """\
-                for query, c in enumerate(self.coefficients.tolist()):
-                    noise = self.directions.fill_(self._scratch.take(parameter)[0], query, index)
-                    parameter.add_(noise.to(parameter.dtype), alpha=alpha * c / len(self.coefficients))
+                for query, weight in enumerate(weights):
+                    noise = self.fill_(total, query, parameter, rows.start)
+                    part.add_(noise.to(part.dtype), alpha=alpha * weight)
 """
 FIRST_USE_ONLY = """\
-        result = handler(self, *args, **kwargs)
-        self._index = {key: i for key, i in self._index.items() if all(key != id(value) for value in args)}
-        return result
+                result = handler(self, *args, **kwargs)
+                self._index = {key: i for key, i in self._index.items() if all(key != id(arg) for arg in args)}
+                return result
+"""
+FACTORS = """\
+            inner = self._directions.split(self._factors, index)[out_first]
+            outer = self._directions.split(self._signed, index)[not out_first]
 """
 
 MUTANTS = [
+    # The compiled generator.
+    Mutant("nine rounds", "philox.py", "for _ in range(10):", "for _ in range(9):", PHILOX),
+    Mutant("multipliers swapped", "philox.py", "_M0 * c0, _M1 * c2", "_M1 * c0, _M0 * c2", PHILOX),
+    Mutant("key words swapped", "philox.py", "k0, k1 = key & _LOW, key >> _32", "k0, k1 = key >> _32, key & _LOW", PHILOX),
+    Mutant("half of a key dropped", "philox.py", "k0, k1 = key & _LOW, key >> _32", "k0, k1 = key & _LOW, u8(0)", PHILOX),
+    Mutant("one round key for all rounds", "philox.py", "k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW", "k0, k1 = k0 & _LOW, k1 & _LOW", PHILOX),
+    Mutant("counter's high word dropped", "philox.py", "u8(counter) >> _32, u8(0), u8(0)", "u8(0), u8(0), u8(0)", PHILOX),
+    Mutant("both normals of a pair alike", "philox.py", "return first * x0, first * y0,", "return first * x0, first * x0,", PHILOX),
+    Mutant("one radius for two pairs", "philox.py", "_radius(a), _radius(c)", "_radius(a), _radius(a)", PHILOX),
+    Mutant("an angle's bit used twice", "philox.py", "(word & u4(0x40000000))", "(word & u4(0x80000000))", PHILOX),
+    Mutant("a uniform number may be 0", "philox.py", "(f4(i4(word >> u4(1))) + f4(0.5))", "f4(i4(word >> u4(1)))", PHILOX),
+    Mutant("an unaligned start read from its counter's start", "philox.py", "four[start % 4 + i]", "four[i]", PHILOX),
+    Mutant("an unaligned start of the wrong length", "philox.py", "min(len(out), -start % 4)", "min(len(out), start % 2)", PHILOX),
+    Mutant("the counter of an unaligned start twice", "philox.py", "first, whole = (start + head) // 4,", "first, whole = start // 4,", PHILOX),
+    Mutant("the tail repeats the last whole counter", "philox.py", "_four_normals(first + whole, k0, k1)", "_four_normals(first + whole - 1, k0, k1)", PHILOX),
+    Mutant("the tail backwards", "philox.py", "four[i - 4 * whole]", "four[len(body) - 1 - i]", PHILOX),
+    Mutant("signs of one half", "philox.py", "f4(i4(u4(word >> u4(first + i)) & u4(1)) * 2 - 1)", "f4(i4(u4(word >> u4(first + i)) & u4(1))) - f4(0.5)", PHILOX),
+    Mutant("one word for two quarters of signs", "philox.py", "_write_bits(out[i + 32 : i + 64], b, 0)", "_write_bits(out[i + 32 : i + 64], a, 0)", PHILOX),
+    Mutant("unaligned signs from their word's first bit", "philox.py", "quarter, first = element % 128 // 32, element % 32", "quarter, first = element % 128 // 32, 0 * element", PHILOX),
+    Mutant("a whole counter of signs at any word", "philox.py", "if element % 128 == 0 and", "if element % 32 == 0 and", PHILOX),
+    Mutant("each part begins the stream anew", "philox.py", "_fill(kind, out[lo:hi], start + lo, key)", "_fill(kind, out[lo:hi], start, key)", PHILOX),
+    Mutant("a part ends one element early", "philox.py", "(lo, min(lo + _PART, size))", "(lo, min(lo + _PART - 1, size))", PHILOX),
+    Mutant("a thread makes its first part alone", "philox.py", "in parts[first::threads]", "in parts[first : first + 1]", PHILOX),
+    Mutant("row stride", "philox.py", "rows[i] * out.shape[1]", "rows[i] * out.shape[0]", PHILOX),
+    Mutant("rows by their place", "philox.py", "rows[i] * out.shape[1]", "(rows[0] + i) * out.shape[1]", PHILOX),
+    Mutant("each tile perturbed by the first's noise", "philox.py", "_fill(kind, z[:n], start + first, key)", "_fill(kind, z[:n], start + lo, key)", PHILOX),
+    Mutant("parts perturbed by the first's noise", "philox.py", "_fill(kind, z[:n], start + first, key)", "_fill(kind, z[:n], start + first - lo, key)", PHILOX),
+    Mutant("scale of only the first sign", "philox.py", "scale, out, theta = scales[s],", "scale, out, theta = scales[0],", PHILOX),
+    Mutant("perturbed the other way", "philox.py", "out[i] = theta[i] + scale * z[i]", "out[i] = theta[i] - scale * z[i]", PHILOX),
+    Mutant("eps in fp32", "philox.py", "scales = np.array(scales, dtype=flat.dtype)", "scales = np.array(scales, dtype=np.float32)", ORACLE),
+    Mutant("the last of a sum's terms alone", "philox.py", "total[i] += weight * z[i]", "total[i] = weight * z[i]", PHILOX),
+    Mutant("one key for all of a sum's terms", "philox.py", "_fill(kind, z, start, keys[k])", "_fill(kind, z, start, keys[0])", PHILOX),
+    Mutant("a sum's weights in another order", "philox.py", "weight = weights[k]", "weight = weights[len(keys) - 1 - k]", PHILOX),
+    Mutant("a sum's terms in another order", "philox.py", "for k in range(len(keys)):", "for k in range(len(keys) - 1, -1, -1):", PHILOX),
+    Mutant("a sum begins with what its buffer held", "philox.py", "    total[:] = 0\n", "", PHILOX),
+    Mutant("tiles of a sum alike", "philox.py", "total[first : min(first + _TILE, hi)], start + first,", "total[first : min(first + _TILE, hi)], start + lo,", PHILOX),
+    Mutant("parts of a sum alike", "philox.py", "total[first : min(first + _TILE, hi)], start + first,", "total[first : min(first + _TILE, hi)], start + first - lo,", PHILOX),
+    Mutant("tiles of an update alike", "philox.py", "_sum_tile(kind, total[:n], start + first,", "_sum_tile(kind, total[:n], start + lo,", PHILOX),
+    Mutant("parts of an update alike", "philox.py", "_sum_tile(kind, total[:n], start + first,", "_sum_tile(kind, total[:n], start + first - lo,", PHILOX),
+    Mutant("an update without its alpha", "philox.py", "part[i] += alpha * total[i]", "part[i] += total[i]", PHILOX),
     # The noise.
-    Mutant("one seed for all tensors", "noise.py", "mix(self._key, query, parameter)", "mix(self._key, query)", NOISE),
-    Mutant("one seed for all queries", "noise.py", "mix(self._key, query, parameter)", "mix(self._key, parameter)", NOISE),
-    Mutant("one seed for all steps", "noise.py", "mix(seed, step, stream)", "mix(seed, stream)", NOISE),
+    Mutant("one key for all tensors", "noise.py", "mix(self._key, query, parameter)", "mix(self._key, query)", NOISE, places=4),
+    Mutant("one key for all queries", "noise.py", "mix(self._key, query, parameter)", "mix(self._key, parameter)", NOISE, places=4),
+    Mutant("one key for all steps", "noise.py", "mix(seed, step, stream)", "mix(seed, stream)", NOISE),
     Mutant("32 bits of a key's parts", "noise.py", "(word & _MASK)) & _MASK", "(word & 0xFFFFFFFF)) & _MASK", NOISE),
-    Mutant("torch's 32-bit CPU seed", "noise.py", "generator.set_state(_twister_state(key))", "generator.manual_seed(key & 0xFFFFFFFF)", NOISE),
-    Mutant("state words misplaced", "noise.py", "[24 : 24 + 8 * _STATE_WORDS]", "[16 : 16 + 8 * _STATE_WORDS]", NOISE),
-    Mutant("global RNG reseeded", "noise.py", "generator = _private_generator(device)", "generator = torch.manual_seed(key % 2**63)", NOISE),
-    Mutant("control is the estimate's own noise", "noise.py", "stream=CONTROL)", "stream=DIRECTIONS)", NOISE),
-    Mutant("signs of one half", "noise.py", ".mul_(2).sub_(1)", ".sub_(0.5)", NOISE),
+    Mutant("control is the estimate's own noise", "noise.py", "stream=CONTROL)\n\n\n@dataclass", "stream=DIRECTIONS)\n\n\n@dataclass", NOISE),
+    Mutant("control of low-rank directions drawn from their stream", "noise.py", "stream=CONTROL)\n\n\ndef make_noise", "stream=DIRECTIONS)\n\n\ndef make_noise", (*LOWRANK, "-k", "control")),
+    Mutant("a block's first row ignored", "noise.py", "philox.fill_(self._kind, out, start * (out.numel() // len(out)), key)", "philox.fill_(self._kind, out, 0, key)", NOISE),
+    Mutant("a block's first row taken for its first element", "noise.py", "philox.fill_(self._kind, out, start * (out.numel() // len(out)), key)", "philox.fill_(self._kind, out, start, key)", NOISE),
+    Mutant("perturbed blocks from the first row's noise", "noise.py", "first = start * (theta.numel() // len(theta))", "first = 0", BLOCKS),
+    Mutant("summed blocks from the first row's noise", "noise.py", "first = start * (total.numel() // len(total))", "first = 0", NOISE),
+    Mutant("looked-up rows of the first block's noise", "directions.py", "query, parameter, rows.start)\n            here", "query, parameter, 0)\n            here", NOISE),
+    Mutant("a block's first row not looked up", "directions.py", "(ids >= rows.start)", "(ids > rows.start)", NOISE),
+    Mutant("noise overwritten by the first sign", "directions.py", "noise = self.fill_(outs[-1],", "noise = self.fill_(outs[0],", NOISE),
+    Mutant("only the last query kept", "directions.py", "total.add_(self.fill_(noise, query, parameter, start), alpha=weight)", "total.copy_(self.fill_(noise, query, parameter, start)).mul_(weight)", (*GUIDANCE, "-k", "guided_estimate")),
+    Mutant("other noise in the update", "noise.py", "[mix(self._key, query, parameter) for", "[mix(self._key, query + 1, parameter) for", ORACLE),
+    Mutant("a block of the sum made in the update", "noise.py", "return philox.add_sum_(self._kind, theta, alpha, weights, 0, self._keys(weights, parameter))", "return super()._update_one_(theta, alpha, weights, parameter)", (*ESTIMATE, "-k", "update_nothing")),
+    Mutant("half-precision update term by term", "directions.py", "                part.copy_(part + total.mul_(alpha))\n", TERM_BY_TERM, HALF),
+    Mutant("half-precision sum rounded before it is added", "directions.py", "part.copy_(part + total.mul_(alpha))", "part.add_(total.mul_(alpha).to(part.dtype))", HALF),
+    Mutant("off the CPU one key for all blocks", "noise.py", "mix(key, start + rows.start)", "key", ELSEWHERE),
+    Mutant("off the CPU a block's first row ignored", "noise.py", "mix(key, start + rows.start)", "mix(key, rows.start)", ELSEWHERE),
+    Mutant("off the CPU signs of one half", "noise.py", ".mul_(2).sub_(1)", ".sub_(0.5)", ELSEWHERE),
+    Mutant("off the CPU the global RNG reseeded", "noise.py", "_private_generator(out.device).manual_seed(key)", "torch.manual_seed(key)", ELSEWHERE),
     # The perturbed forward pass.
-    Mutant("views share the noise buffer", "perturbed.py", "self._scratch if function in _CONSUMING else Scratch()", "self._scratch", UNUSUAL),
-    Mutant("weight and bias share the noise buffer", "scratch.py", "        parts = flat[: sum(sizes)].split(sizes)\n", "        parts = [flat[:size] for size in sizes]\n", ORACLE),
-    Mutant("all members get the first query's noise", "members.py", "if query != last_query:", "if last_query is None:", ORACLE),
-    Mutant("member order swapped", "members.py", "for query, scale in self._members:", "for query, scale in reversed(self._members):", ORACLE),
-    Mutant("positions interleaved wrongly", "perturbed.py", "out.repeat_interleave(mode.batch_size, dim=0)", "out.repeat(mode.batch_size, 1, 1)", ORACLE),
-    Mutant("tied head perturbed twice", "perturbed.py", "torch.add(parameter, noise, alpha=self._scale, out=noise)", "torch.add(parameter, noise, alpha=self._scale * (2 if parameter.shape[0] > 40 and parameter.ndim == 2 else 1), out=noise)", ORACLE),
-    Mutant("tied head not perturbed", "perturbed.py", "        return handler(self, *args, **kwargs)\n", FIRST_USE_ONLY, ORACLE),
-    Mutant("unknown operations read the plain weights", "perturbed.py", "if handler is None:\n            raise UnsupportedOperation(function)", "if handler is None:\n            return function(*args, **kwargs)", UNUSUAL),
+    Mutant("all members get the first query's noise", "members.py", "self._directions.perturb_(outs, theta, self._scales, query, index, rows.start)", "self._directions.perturb_(outs, theta, self._scales, self._queries[0], index, rows.start)", ORACLE),
+    Mutant("vectors of all members get the first query's noise", "members.py", "self._directions.perturb_(out, theta, self._scales, query, index)", "self._directions.perturb_(out, theta, self._scales, self._queries[0], index)", PERTURBED),
+    Mutant("rows of all members get the first query's noise", "members.py", "noise.shape[-1]), query, index, own, table)", "noise.shape[-1]), self._queries[0], index, own, table)", PERTURBED),
+    Mutant("member order swapped", "members.py", "yield rows, k * signs + s,", "yield rows, k * signs + signs - 1 - s,", ORACLE),
+    Mutant("signs of matrices outermost", "members.py", "yield rows, k * signs + s,", "yield rows, s * len(self._queries) + k,", ORACLE),
+    Mutant("signs of vectors outermost", "members.py", "return outs.flatten(0, 1).to(", "return outs.transpose(0, 1).flatten(0, 1).to(", ORACLE),
+    Mutant("the second sign of a looked-up row dropped", "members.py", "member.add_(z, alpha=scale)", "member.add_(z, alpha=self._scales[0])", PERTURBED),
+    Mutant("block rows written to the first columns", "members.py", "out=out[member][:, rows])", "out=out[member][:, : len(block)])", BLOCKS),
+    Mutant("the last block alone of a sum over blocks", "members.py", "beta=int(rows.start > 0)", "beta=0", BLOCKS),
+    Mutant("every block multiplied by the first columns", "members.py", "x[member][:, rows],", "x[member][:, : len(block)],", BLOCKS),
+    Mutant("a sum over blocks in half precision", "members.py", "row_blocks(weight) if exact else [slice(0, len(weight))]", "row_blocks(weight)", BLOCKS),
+    Mutant("the first block's noise in every block of a whole parameter", "members.py", "self._queries[0], index, rows.start\n", "self._queries[0], index, 0\n", BLOCKS),
+    Mutant("a frozen weight transposed", "members.py", "matrix = (weight.t() if out_first else weight).to(x.dtype)\n            torch.mm", "matrix = (weight if out_first else weight.t()).to(x.dtype)\n            torch.mm", PERTURBED),
+    Mutant("a dropped bias", "members.py", "        if bias is not None:\n            out +=", "        if False:\n            out +=", PERTURBED),
+    Mutant("bias not perturbed", "members.py", "(bias if bias_index is None else self.vector(bias, bias_index)[:, None])", "bias", PERTURBED),
+    Mutant("tied head perturbed twice", "members.py", "self._directions.perturb_(outs, theta, self._scales, query, index, rows.start)", "self._directions.perturb_(outs, theta, [s * (1 + (len(weight) == 50)) for s in self._scales], query, index, rows.start)", ORACLE),
+    Mutant("tied head not perturbed", "perturbed.py", "                return handler(self, *args, **kwargs)\n", FIRST_USE_ONLY, ORACLE),
+    Mutant("positions interleaved wrongly", "perturbed.py", "out.repeat_interleave(batch, dim=0) if shared", "out.repeat(batch, 1, 1) if shared", ORACLE),
+    Mutant("unknown operations of many members read the plain weights", "perturbed.py", "            if self.members.count > 1:\n                raise\n", "            if self.members.count > 1:\n                return function(*args, **kwargs)\n", UNUSUAL),
+    Mutant("unknown operations of one member read the plain weights", "perturbed.py", "return self._substitute(function, args, kwargs)", "return function(*args, **kwargs)", UNUSUAL),
+    Mutant("parameters in lists read plain", "perturbed.py", "(v if isinstance(v, list | tuple) else (v,))", "(v,)", PERTURBED),
     Mutant("a view counts as metadata", "perturbed.py", "    torch.Tensor.size,\n", "    torch.Tensor.size,\n    torch.Tensor.t,\n", UNUSUAL),
-    Mutant("sums over noise in half precision", "scratch.py", "dtype = torch.promote_types(likes[0].dtype, torch.float32)", "dtype = likes[0].dtype", HALF),
+    Mutant("rows of no member in particular split all the same", "perturbed.py", "len(activations) % (members * self.batch_size)", "len(activations) % members", PERTURBED),
+    Mutant("a product of two parameters reads one plain", "perturbed.py", "if mode.index(x) is not None or vector.ndim != 1:", "if vector.ndim != 1:", PERTURBED),
+    Mutant("addmm's factors ignored", "perturbed.py", "if beta != 1 or alpha != 1:", "if False:", PERTURBED),
     Mutant("norm's bias not perturbed", "perturbed.py", "weight, bias = mode.vector(weight), mode.vector(bias)", "weight = mode.vector(weight)", PERTURBED),
-    Mutant("a dropped bias", "members.py", "        if biases is None:\n            return out\n", "        if True:\n            return out\n", PERTURBED),
+    Mutant("a buffer of another type", "scratch.py", " or flat.dtype != like.dtype or", " or", PERTURBED),
     # The estimate.
-    Mutant("only the last query kept", "noise.py", "total.add_(self.fill_(scratch, query, parameter), alpha=weight)", "total.copy_(self.fill_(scratch, query, parameter)).mul_(weight)", ORACLE),
-    Mutant("other noise in the update", "noise.py", "self.fill_(scratch, query, parameter)", "self.fill_(scratch, query + 1, parameter)", ORACLE),
-    Mutant("no 1/(2 eps)", "estimate.py", "(losses[:, 0] - losses[:, 1]) / (2 * epsilon)", "losses[:, 0] - losses[:, 1]", ORACLE),
+    Mutant("no 1/(2 eps)", "estimate.py", "(plus - minus) / (2 * epsilon)", "plus - minus", ORACLE),
     Mutant("1/eps for two sides", "estimate.py", "/ (2 * epsilon)", "/ epsilon", ORACLE),
-    Mutant("inverted sign", "estimate.py", "(losses[:, 0] - losses[:, 1])", "(losses[:, 1] - losses[:, 0])", ORACLE),
-    Mutant("inverted sign of the compact update", "estimate.py", "parameter.add_(part, alpha=alpha)", "parameter.sub_(part, alpha=alpha)", ORACLE),
-    Mutant("wrong base of one side", "estimate.py", "base = objective.losses(rows if sharded else None).double().cpu()", "base = losses[:1, 0].clone()", ORACLE),
+    Mutant("1/(2 eps) for one side", "estimate.py", "(losses[:q] - losses[q:]) / epsilon", "(losses[:q] - losses[q:]) / (2 * epsilon)", ORACLE),
+    Mutant("inverted sign", "estimate.py", "(plus - minus)", "(minus - plus)", ORACLE),
+    Mutant("inverted sign of the compact update", "estimate.py", "update_(parameters, alpha, self.weights())", "update_(parameters, -alpha, self.weights())", (*ESTIMATE, "-k", "compact")),
+    Mutant("wrong base of one side", "estimate.py", "base = objective.losses(rows if sharded else None)", "base = losses[:1].clone()", ORACLE),
+    Mutant("a wait for the base alone", "estimate.py", "losses = _read(torch.cat([losses, base]))", "losses = torch.cat([_read(losses), _read(base)])", ("tests/unit/test_launches.py", "-k", "waits")),
     Mutant("no mean over q", "estimate.py", "(self.scale / len(self.coefficients))", "self.scale", ORACLE),
     Mutant("loss of the first member alone", "estimate.py", "losses.mean().item()", "losses[0].item()", ORACLE),
-    Mutant("perturbed in place", "estimate.py", "            with Substituted(parameters, directions.fill_, scratch, query, scale):\n                losses.append(objective.losses(own[None]))\n", IN_PLACE, (*ESTIMATE, "-k", "bit_for_bit")),
-    Mutant("half-precision update term by term", "estimate.py", "                parameter.copy_(parameter + part.mul_(alpha))\n", TERM_BY_TERM, HALF),
+    Mutant("losses of half-precision logits", "objective.py", "logits = logits.to(at_least_fp32(logits))", "pass", ("tests/unit/test_half.py",)),
+    Mutant("a dense gradient in half precision", "estimate.py", "self.weights(), index).view(parameter.shape)", "self.weights(), index).view(parameter.shape).to(parameter.dtype)", HALF),
+    Mutant("perturbed in place", "estimate.py", "        with Perturbed(parameters, members, rows.shape[1]):\n", IN_PLACE, (*ESTIMATE, "-k", "bit_for_bit")),
+    Mutant("signs outermost in the sequential plan", "estimate.py", "for query in range(len(rows)) for scale in scales]", "for scale in scales for query in range(len(rows))]", ORACLE),
+    Mutant("no fall-back to the sequential plan", "estimate.py", "except UnsupportedOperation as unsupported:\n", "except UnsupportedOperation as unsupported:\n            raise\n", UNUSUAL),
+    Mutant("the parallel plan tried again every step", "estimate.py", "            _unsupported.add(objective.model)\n", "", (*ARCHITECTURES, "-k", "one_warning")),
     Mutant("labels not shifted by the entry", "estimate.py", "labels[:, 1:].to(device)", "labels.to(device)", (*ESTIMATE, "-k", "shifts_the_labels")),
     Mutant("no seed is always seed 0", "estimate.py", "seed = torch.randint(2**62, ()).item()", "seed = 0", (*ESTIMATE, "-k", "without_a_seed")),
-    Mutant("accumulated gradient not averaged", "estimate.py", "value * (scale / accumulation)", "value * scale", (*ESTIMATE, "-k", "backprop")),
+    Mutant("accumulated gradient not averaged", "objective.py", "value * (scale / accumulation)", "value * scale", (*ESTIMATE, "-k", "backprop")),
     Mutant("noise of another norm in Random", "estimate.py", "self.norm(parameters) / noise.norm(parameters)", "1.0", (METHODS, "-k", "random_takes")),
     # Low-rank directions.
-    Mutant("low-rank that is made dense in the parallel plan", "estimate.py", "            members = LowRankMembers(directions, scratch, queries, scales, rows.device)\n", "            pairs = [(query, scale) for query in queries for scale in scales]\n            members = DenseMembers(directions.fill_, scratch, pairs)\n", (*LOWRANK, "-k", "never_make")),
-    Mutant("low-rank that is made dense in the update", "estimate.py", "        if not self.factored(parameter):\n", "        if True:\n", (*LOWRANK, "-k", "never_make")),
-    Mutant("the update's scratch holds a dense matrix", "estimate.py", "_scratch=Scratch(dense, copies=2)", "_scratch=Scratch(parameters, copies=2)", (*LOWRANK, "-k", "never_make")),
-    Mutant("a full-rank Gaussian under low-rank's name", "noise.py", "return torch.mm(u, v.T, out=out)", "return super().fill_(out, query, parameter)", (*LOWRANK, "-k", "exactly_its_rank")),
-    Mutant("u and v swapped", "members.py", "outer, inner = (u, v) if out_first else (v, u)", "outer, inner = (u, v) if not out_first or u.shape != v.shape else (v, u)", MEMBERS),
-    Mutant("u and v swapped in addmm", "members.py", "outer, inner = (u, v) if out_first else (v, u)", "outer, inner = (u, v) if out_first or u.shape == v.shape else (u, v)", MEMBERS),
-    Mutant("u and v from swapped places", "noise.py", "u, v = part.split([shape[0] * self.rank, shape[1] * self.rank], dim=1)", "v, u = part.split([shape[1] * self.rank, shape[0] * self.rank], dim=1)", (*LOWRANK, "-k", "when_this_was_written")),
-    Mutant("no 1/sqrt(r)", "noise.py", "(u / self.rank**0.5 if self.rank > 1 else u)", "u", (*LOWRANK, "-k", "second_moment")),
-    Mutant("1/r for 1/sqrt(r)", "noise.py", "u / self.rank**0.5", "u / self.rank", ("tests/unit/test_laws.py", "-k", "one_matrix")),
-    Mutant("one row of factors for all queries", "noise.py", "generator=_generator(device, mix(self._key, query))", "generator=_generator(device, mix(self._key, 0))", LOWRANK),
-    Mutant("the rows kept are taken for any queries", "noise.py", "if self._rows[0] != queries or", "if not self._rows[0] or", LOWRANK),
-    Mutant("weights of the update not applied to factors", "noise.py", "u = u * torch.tensor(weights, dtype=torch.float64).to(u)[:, None, None]", "u = u / len(weights)", LOWRANK),
-    Mutant("weights of the update in fp32", "noise.py", "u = u * torch.tensor(weights, dtype=torch.float64)", "u = u * torch.tensor(weights)", (*LOWRANK, "-k", "dense_sum")),
-    Mutant("eps in fp32", "members.py", "scales = torch.tensor(scales, device=device, dtype=torch.float64)", "scales = torch.tensor(scales, device=device)", (*ARCHITECTURES, "-k", "part_of_the_parameters")),
-    Mutant("the update's norm without its cross terms", "estimate.py", "torch.sum((a.T @ a).double() * (b.T @ b).double()).item()", "torch.sum((a * a).sum(0).double() * (b * b).sum(0).double()).item()", (*LOWRANK, "-k", "dense_sum")),
-    Mutant("sign of the second member dropped", "members.py", "left = (left.to(wide) * self._scales.to(wide)).to(out.dtype)", "left = (left.to(wide) * self._scales.abs().to(wide)).to(out.dtype)", MEMBERS),
-    Mutant("signs outermost", "members.py", "scales.repeat(len(queries))[:, None, None]", "scales.repeat_interleave(len(queries))[:, None, None]", MEMBERS),
+    Mutant("low-rank that is made dense in the parallel plan", "estimate.py", "LowRankMembers if isinstance(directions, LowRankNoise) else DenseMembers", "DenseMembers", (*LOWRANK, "-k", "never_make")),
+    Mutant("low-rank that is made dense in the update", "noise.py", "if self.compact(parameter, index, len(weights)):", "if False:", (*LOWRANK, "-k", "never_make")),
+    Mutant("a full-rank Gaussian under low-rank's name", "noise.py", "return torch.mm((u[:, start:stop] * self.root).T, v, out=out)", 'return Noise("gaussian", *self._seed_step).fill_(out, query, parameter, start)', (*LOWRANK, "-k", "exactly_its_rank")),
+    Mutant("u and v swapped", "members.py", FACTORS, FACTORS.replace("out_first]", "out_first ^ (out_first and weight.shape[0] == weight.shape[1])]"), MEMBERS),
+    Mutant("u and v swapped in addmm", "members.py", FACTORS, FACTORS.replace("out_first]", "out_first ^ (not out_first and weight.shape[0] == weight.shape[1])]"), MEMBERS),
+    Mutant("u and v from swapped places", "noise.py", "factors[..., start : start + m], factors[..., start + m : start + m + n]", "factors[..., start + n : start + m + n], factors[..., start : start + n]", (*LOWRANK, "-k", "when_this_was_written")),
+    Mutant("no 1/sqrt(r)", "noise.py", "return self.rank**-0.5", "return 1.0", (*LOWRANK, "-k", "second_moment")),
+    Mutant("1/r for 1/sqrt(r)", "noise.py", "return self.rank**-0.5", "return 1 / self.rank", ("tests/unit/test_laws.py", "-k", "one_matrix")),
+    Mutant("no 1/sqrt(r) in a direction made dense", "noise.py", "(u[:, start:stop] * self.root).T", "u[:, start:stop].T", LOWRANK),
+    Mutant("no 1/sqrt(r) in the members", "members.py", "self._times_scales(self._factors, directions.root)", "self._times_scales(self._factors, 1.0)", MEMBERS),
+    Mutant("1/sqrt(r) in the members' vectors", "members.py", "self._times_scales(drawn.vectors.to(wide), 1.0)", "self._times_scales(drawn.vectors.to(wide), directions.root)", MEMBERS),
+    Mutant("no 1/sqrt(r) in the update", "noise.py", "weighted = (on_device * self.root)", "weighted = on_device", (*LOWRANK, "-k", "dense_sum")),
+    Mutant("no 1/sqrt(r) in the sum", "noise.py", "u[..., start:stop] * (on_device * self.root)[:, None, None]", "u[..., start:stop] * on_device[:, None, None]", (*LOWRANK, "-k", "dense_sum")),
+    Mutant("no 1/sqrt(r) in the norm", "noise.py", ".to(theta.dtype) * self.root", ".to(theta.dtype)", (*LOWRANK, "-k", "dense_sum")),
+    Mutant("one row of factors for all queries", "noise.py", "mix(self._key, query, 0)", "mix(self._key, 0, 0)", LOWRANK),
+    Mutant("one row of vectors for all queries", "noise.py", "mix(self._key, query, 1)", "mix(self._key, 0, 1)", LOWRANK),
+    Mutant("one key for factors and vectors", "noise.py", "mix(self._key, query, 1)", "mix(self._key, query, 0)", (*LOWRANK, "-k", "unrelated")),
+    Mutant("directions kept are taken for any queries", "noise.py", "if self._kept[0] != queries or", "if not self._kept[0] or", LOWRANK),
+    Mutant("the first direction kept for any of them", "noise.py", "place = slice(queries.index(query), queries.index(query) + 1)", "place = slice(0, 1)", LOWRANK),
+    Mutant("weights of the update not applied to factors", "noise.py", "(on_device * self.root).to(wide)[:, None, None] * factors", "factors * (self.root / len(weights))", (*LOWRANK, "-k", "dense_sum")),
+    Mutant("weights of the sum not applied to factors", "noise.py", "u[..., start:stop] * (on_device * self.root)[:, None, None]", "u[..., start:stop] * (self.root / len(weights))", (*LOWRANK, "-k", "dense_sum")),
+    Mutant("weights of the update not applied to vectors", "noise.py", "total = weights.to(wide) @ drawn.to(wide)", "total = drawn.to(wide).mean(0)", (*LOWRANK, "-k", "dense_sum")),
+    Mutant("weights of the update in fp32", "noise.py", "torch.tensor(weights, dtype=torch.float64,", "torch.tensor(weights, dtype=torch.float32,", (*LOWRANK, "-k", "dense_sum")),
+    Mutant("alpha dropped for vectors", "noise.py", "torch._foreach_add_(parameters, parts, alpha=alpha)", "torch._foreach_add_(parameters, parts)", (*LOWRANK, "-k", "dense_sum")),
+    Mutant("sums of low-rank noise in half precision", "directions.py", "total = part.new_empty(part.shape, dtype=at_least_fp32(part))", "total = part.new_empty(part.shape)", (*LOWRANK, "-k", "dense_sum or bf16")),
+    Mutant("one product in half precision too", "noise.py", "return self.matrices[index] and exact and 2", "return self.matrices[index] and 2", (*LOWRANK, "-k", "dense_sum or bf16")),
+    Mutant("the first rows' factors in every block of a direction", "noise.py", "u[:, start:stop] * self.root", "u[:, : len(out)] * self.root", (*LOWRANK, "-k", "blocks")),
+    Mutant("the first rows' factors in every block of a sum", "noise.py", "u = u[..., start:stop] *", "u = u[..., : len(total)] *", (*LOWRANK, "-k", "blocks")),
+    Mutant("the first elements in every block of a vector", "noise.py", "return out.copy_(z[start:stop])", "return out.copy_(z[: len(out)])", (*LOWRANK, "-k", "blocks")),
+    Mutant("the first elements in every block of a vector's sum", "noise.py", "            total.copy_(z[start:stop])", "            total.copy_(z[: len(total)])", (*LOWRANK, "-k", "blocks")),
+    Mutant("the update's norm without its cross terms", "noise.py", "torch.sum((a @ a.T).double() * (b @ b.T).double())", "torch.sum((a * a).sum(1).double() * (b * b).sum(1).double())", (*LOWRANK, "-k", "dense_sum")),
+    Mutant("sign of the second member dropped", "members.py", "drawn * (scale * factor)", "drawn * (abs(scale) * factor)", MEMBERS),
+    Mutant("signs outermost", "members.py", "for scale in self._scales], dim=1)", "for scale in self._scales], dim=0)", MEMBERS),
     Mutant("bias perturbation dropped", "members.py", "            bias = self.vector(bias, bias_index)[:, None]\n", "            pass\n", MEMBERS),
-    Mutant("a frozen weight's own part left out with its bias", "members.py", "bias is None else bias.to(dtype)", "True else bias.to(dtype)", (*ARCHITECTURES, "-k", "part_of_the_parameters")),
+    Mutant("a frozen weight's own part left out with its bias", "members.py", "x.new_zeros(()) if bias is None else bias.to(own.dtype)", "x.new_zeros(())", (*ARCHITECTURES, "-k", "part_of_the_parameters")),
     Mutant("output buffer reused within one pass", "members.py", "first = id(weight) not in self._seen ", "first = True ", (*ARCHITECTURES, "-k", "kept_from_pass")),
-    Mutant("embedding's own part from the first direction", "members.py", "u[each, ids.reshape(len(u), -1)]", "u[0 * each, ids.reshape(len(u), -1)]", MEMBERS),
+    Mutant("embedding's own part from the first direction", "members.py", "[each, ids.reshape(len(u), -1)]", "[0 * each, ids.reshape(len(u), -1)]", MEMBERS),
     Mutant("shard rows mixed up", "estimate.py", "return rows.view(q, -1)", "return rows.view(-1, q).t()", SHARDS),
-    Mutant("shard rows repeated for signs the other way", "estimate.py", "rows[queries].repeat_interleave(len(scales), dim=0)", "rows[queries].repeat(len(scales), 1)", SHARDS),
-    Mutant("a shard's targets are the batch's first", "estimate.py", "targets = self.targets[rows]", "targets = self.targets[: rows.shape[1]].expand(len(rows), -1, -1)", SHARDS),
+    Mutant("shard rows repeated for signs the other way", "estimate.py", ".repeat_interleave(len(scales), dim=0)", ".repeat(len(scales), 1)", SHARDS),
+    Mutant("the first shards for every chunk", "estimate.py", "rows[queries[0] : queries[-1] + 1]", "rows[: len(queries)]", SHARDS),
+    Mutant("a shard's targets are the batch's first", "objective.py", "targets = self.targets[rows]", "targets = self.targets[: rows.shape[1]].expand(len(rows), -1, -1)", SHARDS),
     Mutant("one base for all shards", "estimate.py", "objective.losses(rows if sharded else None)", "objective.losses(None)", SHARDS),
     Mutant("a shard counted as a whole batch", "estimate.py", "losses.numel() // q if sharded else losses.numel()", "losses.numel()", LEDGER),
     Mutant("a shard's cost not foreseen", "methods.py", "        if spec.shard_batch:  # each direction reads its own 1/q of the batch\n            return 2\n", "", LEDGER),
     Mutant("rank not passed on", "methods.py", "state.parameters, spec.rank)", "state.parameters)", (*PATH[:2], "textbooks_path and rank")),
+    # The plan.
+    Mutant("free memory ignored", "plan.py", "if free_bytes is not None:", "if False:", PLAN),
+    Mutant("all of the free memory for logits", "plan.py", "int(FREE_SHARE * free_bytes)", "free_bytes", PLAN),
+    Mutant("logits of one sign", "plan.py", "logits = signs * tokens * vocab_size * 4", "logits = tokens * vocab_size * 4", PLAN),
+    Mutant("a GPU kept to a CPU's tokens", "plan.py", 'if device == "cpu":', "if True:", PLAN),
     # Directions around a gradient.
     Mutant("no 1/c^2", "guidance.py", "self.scale = 1 / cosine_target**2", "self.scale = 1.0", GUIDANCE),
     Mutant("noise not orthogonal to the gradient", "guidance.py", "(c - b * along) / norm", "c / norm", GUIDANCE),
     Mutant("directions scaled by sqrt(d)", "guidance.py", "return (c - b * along) / norm, b", "d = sum(g.numel() for g in self._gradient) ** 0.5\n        return d * (c - b * along) / norm, d * b", GUIDANCE),
+    Mutant("the first rows of the gradient in every block", "guidance.py", "[start : start + len(out)]", "[: len(out)]", GUIDANCE),
+    Mutant("the first rows' noise in every block around a gradient", "guidance.py", "self._noise.fill_(out, query, parameter, start)", "self._noise.fill_(out, query, parameter)", GUIDANCE),
     # The methods.
     Mutant("backprop one step late", "methods.py", "if state.step % state.spec.bp_interval:\n            return super().step(state, batch, guide)\n        loss,", "if (state.step - 1) % state.spec.bp_interval:\n            return super().step(state, batch, guide)\n        loss,", (METHODS, "-k", "on_the_interval")),
     Mutant("Random descends along the estimate", "methods.py", "return estimate.replaced_by_noise(state.parameters)", "return estimate", (METHODS, "-k", "random_takes")),
     Mutant("blend is a sum", "methods.py", "(ours + exact) / 2", "ours + exact", (*PATH[:2], "textbooks_path and blend")),
     Mutant("the same directions every step", "methods.py", "spec.seed, state.step, state.parameters", "spec.seed, 0, state.parameters", PATH),
     Mutant("learning rate not passed on", "methods.py", "set_learning_rate(state.optimizers, state.learning_rate)", "pass", (*PATH[:2], "textbooks_path and bp_learning_rate")),
-    Mutant("the guide's data ignored", "methods.py", "_, gradient, passes = backpropagate(state.objective, guide, state.parameters)", "_, gradient, passes = backpropagate(state.objective, batch, state.parameters)", (METHODS, "-k", "other_corpus")),
+    Mutant("the guide's data ignored", "methods.py", "_, gradient, passes = _backpropagate(state, guide)", "_, gradient, passes = _backpropagate(state, batch)", (METHODS, "-k", "other_corpus")),
+    Mutant("the guide's data ignored by Calibrate", "methods.py", "loss, gradient, passes = _backpropagate(state, guide)", "loss, gradient, passes = _backpropagate(state, batch)", (METHODS, "-k", "other_corpus")),
     Mutant("backprop's forward pass not counted", "methods.py", "forward_passes=estimate.forward_passes + backward", "forward_passes=estimate.forward_passes", LEDGER),
     Mutant("base loss not foreseen", "methods.py", 'if spec.sides == "two" else spec.query_budget_q + 1', 'if spec.sides == "two" else spec.query_budget_q', LEDGER),
     Mutant("ledger off by one", "estimate.py", "losses.mean().item(), cost, ", "losses.mean().item(), cost - 1, ", LEDGER),
@@ -213,7 +322,7 @@ MUTANTS = [
 
 def run_tests(tests: tuple[str, ...], mutant: Mutant | None = None) -> tuple[int, str]:
     """Exit status and output of pytest in a copy of the tree; call it in a process of its own."""
-    ignore = shutil.ignore_patterns("__pycache__", ".*")
+    ignore = shutil.ignore_patterns("*.pyc", ".*")  # numba's machine code goes along: it takes 5 s to make
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
         os.chdir(folder)
         for name in ("zo", "tests"):
@@ -238,8 +347,8 @@ def run_tests(tests: tuple[str, ...], mutant: Mutant | None = None) -> tuple[int
 def check_mutant(mutant: Mutant) -> str | None:
     """What is wrong with the mutant itself, if anything."""
     source = (ROOT / "zo" / mutant.file).read_text()
-    if (count := source.count(mutant.old)) != 1:
-        return f"the old text is found {count} times in zo/{mutant.file}, not once"
+    if (count := source.count(mutant.old)) != mutant.places:
+        return f"the old text is found {count} times in zo/{mutant.file}, not {mutant.places}"
     try:
         compile(source.replace(mutant.old, mutant.new), mutant.file, "exec")
     except SyntaxError as error:
@@ -252,6 +361,8 @@ def judge(mutant: Mutant, pool: Executor) -> str:
     if complaint := check_mutant(mutant):
         return f"ERROR: {complaint}"
     status, output = pool.submit(run_tests, mutant.tests, mutant).result()
+    if "numba.core.errors" in output:
+        return f"ERROR: the mutant does not compile:\n{output[-1500:]}"
     if status in (0, 1):
         return "SURVIVED" if status == 0 else "killed"
     return f"ERROR: pytest ended with status {status}:\n{output[-1500:]}"

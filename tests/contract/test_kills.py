@@ -25,18 +25,24 @@ def corpus(tmp_path_factory):
     return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
-def identify(files: RunFiles) -> int:
-    """Another number for each attempt that is about to make its first step."""
-    path = files.folder / "manifest.json"
-    return path.stat().st_mtime_ns if path.exists() else 0
+def find_progress(files: RunFiles) -> tuple[int, int]:
+    """Grows with the attempts that have their model, and with the checkpoints that these write."""
+    manifest, folder = files.folder / "manifest.json", files.checkpoints
+    stamps = [path.stat().st_mtime_ns for path in (manifest, folder) if path.exists()]
+    return tuple(stamps + [0, 0])[:2]
 
 
-def kill_in_training(command, files: RunFiles, delay: float) -> bool:
-    """Start the run and kill it ``delay`` seconds after it has its model; False if it ended before."""
-    before = identify(files)
+def kill_in_training(command, files: RunFiles, delay: float, in_training: bool) -> bool:
+    """Start the run and kill it ``delay`` seconds after it has its model, or its next checkpoint.
+
+    False if it ended before.
+    """
+    before = find_progress(files)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + PATIENCE
-        while process.poll() is None and identify(files) == before and time.monotonic() < deadline:
+        while process.poll() is None and time.monotonic() < deadline:
+            if find_progress(files)[in_training] != before[in_training]:
+                break
             time.sleep(0.002)
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
@@ -48,7 +54,7 @@ def disturb(spec, results, kills: int, draw: random.Random) -> list[int]:
     files, seen = RunFiles(results, spec.name), []
     command = train_command(spec, results)
     while len(seen) < kills:
-        if kill_in_training(command, files, draw.uniform(0, 0.3)):
+        if kill_in_training(command, files, draw.uniform(0, 0.3), in_training=draw.random() < 0.8):
             checkpoint, complaints = load_checkpoint(files.checkpoints)
             assert complaints == []  # a kill leaves whole files or none
             seen.append(checkpoint.step if checkpoint else 0)

@@ -54,6 +54,15 @@ def test_directions_have_unit_norm_and_exactly_the_asked_cosine_whatever_the_gra
     assert directions.cosines() == pytest.approx([c] * 3, abs=1e-5)
 
 
+def test_blocks_of_rows_are_those_of_the_whole():
+    gradient = make_gradient()
+    directions = make_directions(gradient, 0.5, q=2)
+    whole = fill(directions, 1, gradient)[2]
+    for start, stop in ((0, 7), (7, 19), (19, 30)):
+        part = directions.fill_(torch.empty(stop - start, 4, dtype=torch.float64), 1, 2, start)
+        assert torch.equal(part, whole[start:stop])
+
+
 def test_the_noise_parts_of_two_directions_are_unrelated():
     """Their inner product is c^2 + (1 - c^2) times a cosine of two random vectors in d - 1 dimensions."""
     c, gradient = 0.5, make_gradient()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from live_bytes import LiveBytes
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from zo import directions
 from zo.estimate import Estimate, estimate_gradient
 from zo.noise import CONTROL, LowRankNoise, Noise, make_noise
 from zo.objective import Objective
@@ -176,6 +177,20 @@ def test_a_sum_of_many_directions_in_bf16_keeps_what_its_terms_would_lose():
     Estimate(noise, torch.full((q,), float(q), dtype=torch.float64), 0.0, 2 * q).add_to_([parameter], 1e-3)
     assert (parameter == (1 + 1e-3 * total).to(torch.bfloat16)).float().mean() > 0.995
     assert (parameter != 1).float().mean() > 0.2
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize("shape", [(9, 11), (30,)])
+def test_blocks_of_rows_are_those_of_the_whole(monkeypatch, shape, rank):
+    noise, like = make(rank=rank, shapes=[shape]), torch.empty(shape)
+    whole = fill(noise, 1, 0, shapes=[shape])
+    total = noise.sum_(torch.empty(shape), [0.5, -2.0], 0)
+    monkeypatch.setitem(directions._BLOCK, "cpu", 22)
+    for rows in directions.row_blocks(like):
+        part = noise.fill_(torch.empty_like(like[rows]), 1, 0, rows.start)
+        torch.testing.assert_close(part, whole[rows])
+    assert rows.start > 0
+    torch.testing.assert_close(noise.sum_(torch.empty(shape), [0.5, -2.0], 0), total)
 
 
 # -- the memory -------------------------------------------------------------------------------------

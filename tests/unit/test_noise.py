@@ -148,6 +148,41 @@ def make_low_rank():
     return make_noise("lowrank", 1, 2, [torch.empty(9, 11)], rank=2)
 
 
+class Elsewhere(torch.Tensor):
+    """Says that it is not on the CPU, and is: the engine takes its other path, whose numbers can be seen."""
+
+    device = torch.device("meta")
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_off_the_cpu_blocks_of_rows_and_looked_up_rows_are_those_of_the_whole(
+    monkeypatch, global_rng, family
+):
+    monkeypatch.setitem(directions._BLOCK, "meta", 7 * 33)
+    monkeypatch.setattr(noise, "_private_generator", lambda _: torch.Generator())
+    ours, shape, before = Noise(family, 1, 2), (2000, 33), global_rng()
+
+    def empty(*shape):
+        return torch.full(shape, math.nan).as_subclass(Elsewhere)
+
+    def plain(tensor):
+        return tensor.as_subclass(torch.Tensor)
+
+    whole = plain(ours.fill_(empty(*shape), 3, 4))
+    flat = whole.flatten().double()
+    for lag in (1, 33, 7 * 33):  # within a row, of rows, of blocks; 5 z scores: false alarm 3e-5
+        assert abs(torch.dot(flat[lag:], flat[:-lag]).item()) / math.sqrt(len(flat)) < 4.5
+    assert abs(flat.sum().item()) / math.sqrt(len(flat)) < 4.5
+    assert abs((flat**2).sum().item() - len(flat)) / math.sqrt(2 * len(flat)) < 4.5
+    for start, stop in ((0, 7), (7, 28), (1995, 2000)):
+        assert torch.equal(plain(ours.fill_(empty(stop - start, 33), 3, 4, start)), whole[start:stop])
+    ids, table = torch.tensor([4, 4, 1999, 7]), empty(*shape)
+    assert torch.equal(plain(ours.fill_rows_(empty(4, 33), 3, 4, ids, table)), whole[ids])
+    total = plain(ours.sum_(empty(*shape), [0.0, 0.0, 0.0, 0.5], 4))
+    assert torch.equal(total, 0.5 * whole)
+    assert global_rng() == before
+
+
 def test_blocks_of_rows_cover_a_parameter_once_in_order():
     for shape in ((1,), (7,), (3, 5), (4000, 700), (2, 2**20)):
         blocks = directions.row_blocks(torch.empty(shape))

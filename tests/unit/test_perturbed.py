@@ -101,6 +101,8 @@ UNKNOWN = {
     "cat": lambda t, x: torch.cat([t.matrix, t.matrix]),
     "rms_norm": lambda t, x: F.rms_norm(x, (WIDTH,), t.norm),
     "mul": lambda t, x: t.matrix * x[0, 0],
+    "mul, of two": lambda t, x: x * (t.norm * t.norm),
+    "addmm": lambda t, x: torch.addmm(t.norm, x.flatten(0, 1), t.matrix, beta=2, alpha=3),
     "detach": lambda t, x: F.linear(x, t.matrix.detach()),
     "embedding": lambda t, x: F.embedding(torch.arange(4), t.table),  # rows of no member in particular
     "view": lambda t, x: F.linear(x[0], t.matrix),
@@ -114,12 +116,23 @@ def test_any_other_use_of_a_parameter_is_noticed_and_still_right_one_member_at_a
     parameters, x = [getattr(theta, name) for name in names], member_input(1).abs()
     with pytest.raises(UnsupportedOperation) as unsupported, Perturbed(parameters, many(), ROWS):
         UNKNOWN[name](theta, member_input().abs())
-    assert unsupported.value.operation == name
+    assert unsupported.value.operation == name.split(",")[0]
     with Perturbed(parameters, one(3, 0.25), ROWS):
         answer = UNKNOWN[name](theta, x)
     torch.testing.assert_close(
         answer, UNKNOWN[name](perturbed(theta, names, 3, 0.25), x), rtol=1e-12, atol=1e-12
     )
+
+
+@torch.no_grad()
+def test_rows_that_are_not_each_members_sequences_are_noticed(theta):
+    x = torch.ones(4, WIDTH, dtype=torch.float64)  # one for each member, of ROWS sequences
+    for compute in (OPERATIONS["mul"], OPERATIONS["layer_norm"], lambda t, x: F.linear(x, t.matrix)):
+        with (
+            pytest.raises(UnsupportedOperation, match="view"),
+            Perturbed([theta.matrix, theta.norm], many(), ROWS),
+        ):
+            compute(theta, x)
 
 
 @torch.no_grad()
@@ -159,6 +172,27 @@ def test_matrices_of_many_blocks_of_rows_are_perturbed_whole(monkeypatch, theta,
     with Perturbed([getattr(theta, name) for name in names], many(), ROWS):
         together = compute(theta, x)
     torch.testing.assert_close(together, expected, rtol=1e-12, atol=1e-12)
+
+
+@torch.no_grad()
+def test_all_blocks_of_a_parameter_are_perturbed_for_any_operation(monkeypatch, theta):
+    monkeypatch.setitem(directions._BLOCK, "cpu", 2 * WIDTH)
+    expected = torch.exp(perturbed(theta, ["table"], 3, 0.25).table)
+    with Perturbed([theta.table], one(3, 0.25), ROWS):
+        torch.testing.assert_close(torch.exp(theta.table), expected, rtol=1e-12, atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["linear", "addmm"])
+def test_blocks_of_rows_change_no_bit_in_half_precision(monkeypatch, theta, name):
+    """A sum over blocks would be rounded once for each."""
+    half = SimpleNamespace(**{key: value.bfloat16() for key, value in vars(theta).items()})
+    found = []
+    for block in (2**19, 2 * WIDTH):
+        monkeypatch.setitem(directions._BLOCK, "cpu", block)
+        with Perturbed([half.matrix, half.bias], many(), ROWS):
+            found.append(OPERATIONS[name](half, member_input().bfloat16()))
+    assert torch.equal(*found)
 
 
 def test_scratch_is_reused_and_grows():

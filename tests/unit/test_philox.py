@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import reference
 import torch
@@ -91,6 +92,19 @@ def test_the_number_of_threads_changes_no_bit(kind):
         assert all(torch.equal(one, two) for one, two in zip(found[0], other, strict=True))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_made_on_other_threads_continue_the_stream(kind):
+    theta, weights, keys = torch.zeros(LARGE), [0.5, -2.0], [1, 2]
+    pieces = [(lo, min(50_001, LARGE - lo)) for lo in range(0, LARGE, 50_001)]
+    assert 50_001 < philox._PART < LARGE
+    z = torch.cat([stream(kind, 3 + lo, n) for lo, n in pieces])
+    assert torch.equal(stream(kind, 3, LARGE), z)
+    assert torch.equal(philox.perturb_(kind, torch.empty(1, LARGE), theta, [1.0], 3, KEY)[0], z)
+    total = torch.cat([philox.sum_(kind, torch.empty(n), weights, 3 + lo, keys) for lo, n in pieces])
+    assert torch.equal(philox.sum_(kind, torch.empty(LARGE), weights, 3, keys), total)
+    assert torch.equal(philox.add_sum_(kind, theta, 1.0, weights, 3, keys), total)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_parameter_is_perturbed_by_the_noise_that_fill_makes(kind, dtype):
@@ -126,9 +140,11 @@ def test_rows_are_those_of_the_whole_matrix(kind, width):
 
 def test_noise_reaches_beyond_six_standard_deviations_and_is_never_infinite():
     """Torch's own stops at 5.8: its uniform numbers have 24 bits."""
-    extremes = [reference.box_muller(word, 0x20000000)[0] for word in (0, 1, 2**32 - 1)]
+    words = (0, 1, 2, 3, 100, 2**32 - 1)
+    extremes = [reference.box_muller(word, 0x20000000)[0] for word in words]
     assert extremes[0] > 6.6
-    assert extremes[2] < 1e-4
+    assert extremes[-1] < 1e-4
+    assert [philox._radius(np.uint32(word)) for word in words] == pytest.approx(extremes, rel=1e-6, abs=1e-7)
     sample = stream(philox.GAUSSIAN, 0, 2**24)
     assert sample.isfinite().all()
     assert sample.abs().max() > 5

@@ -42,6 +42,17 @@ def test_the_tokens_and_logits_in_flight_on_a_cpu_are_as_many_as_their_bounds_al
     assert plan.directions_in_flight == min(q, 8)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_logits_in_flight_take_a_quarter_of_the_free_memory(device):
+    one = 2 * 32 * 1000 * 4  # of both signs
+    for free, n in ((4 * 3 * one, 3), (4 * 3 * one - 1, 2), (one, 1), (10**12, 8)):
+        plan, reason = decide_plan(
+            "auto", None, q=8, signs=2, tokens=32, vocab_size=1000, device=device, free_bytes=free
+        )
+        assert plan.directions_in_flight == n
+        assert n == 8 or "free memory" in reason
+
+
 @pytest.mark.parametrize("kind", ["auto", "sequential", "parallel"])
 @given(q=st.integers(1, 99), asked=st.integers(1, 99))
 def test_no_more_directions_are_in_flight_than_there_are(kind, q, asked):

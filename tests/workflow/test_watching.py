@@ -11,7 +11,7 @@ import time
 
 import psutil
 import pytest
-from test_sweep import ROOT, STUDY, Sweep
+from real_sweep import ROOT, STUDY, Sweep
 
 BROKEN, ZO, WILD = (
     f"{name}_block16"
