@@ -29,7 +29,7 @@ def find_progress(files: RunFiles) -> tuple[int, int]:
     """Grows with the attempts that have their model, and with the checkpoints that these write."""
     manifest, folder = files.folder / "manifest.json", files.checkpoints
     stamps = [path.stat().st_mtime_ns for path in (manifest, folder) if path.exists()]
-    return tuple(stamps + [0, 0])[:2]
+    return tuple([*stamps, 0, 0])[:2]
 
 
 def kill_in_training(command, files: RunFiles, delay: float, in_training: bool) -> bool:
