@@ -226,7 +226,7 @@ MUTANTS = [
     Mutant("weights of the update not applied to vectors", "noise.py", "total = weights.to(wide) @ drawn.to(wide)", "total = drawn.to(wide).mean(0)", (*LOWRANK, "-k", "dense_sum")),
     Mutant("weights of the update in fp32", "noise.py", "torch.tensor(weights, dtype=torch.float64,", "torch.tensor(weights, dtype=torch.float32,", (*LOWRANK, "-k", "dense_sum")),
     Mutant("alpha dropped for vectors", "noise.py", "torch._foreach_add_(parameters, parts, alpha=alpha)", "torch._foreach_add_(parameters, parts)", (*LOWRANK, "-k", "dense_sum")),
-    Mutant("sums of low-rank noise in half precision", "directions.py", "total = part.new_empty(part.shape, dtype=at_least_fp32(part))", "total = part.new_empty(part.shape)", (*LOWRANK, "-k", "dense_sum or bf16")),
+    Mutant("sums of low-rank noise in half precision", "directions.py", "torch.empty_like(theta[rows], dtype=at_least_fp32(theta))", "torch.empty_like(theta[rows])", (*LOWRANK, "-k", "dense_sum or bf16")),
     Mutant("one product in half precision too", "noise.py", "return self.matrices[index] and exact and 2", "return self.matrices[index] and 2", (*LOWRANK, "-k", "dense_sum or bf16")),
     Mutant("the first rows' factors in every block of a direction", "noise.py", "u[:, start:stop] * self.root", "u[:, : len(out)] * self.root", (*LOWRANK, "-k", "blocks")),
     Mutant("the first rows' factors in every block of a sum", "noise.py", "u = u[..., start:stop] *", "u = u[..., : len(total)] *", (*LOWRANK, "-k", "blocks")),
@@ -292,7 +292,7 @@ MUTANTS = [
     Mutant("the oldest checkpoint loaded", "checkpoint.py", ", reverse=True)", ")", CHECKPOINT),
     # The sweep as others see it.
     Mutant("events written over one another", "job.py", " | os.O_APPEND", "", (JOB, "-k", "many_processes")),
-    Mutant("a lock is not looked at", "status.py", "if _is_locked(", "if False and (", (STATUS, "-k", "while_its_process")),
+    Mutant("a lock is not looked at", "status.py", "if is_held(", "if False and (", (STATUS, "-k", "while_its_process")),
     Mutant("a slow run elsewhere is lost", "status.py", "max(SILENT_S, 5 * _usual_gap(rows))", "SILENT_S", (STATUS, "-k", "between_two_rows")),
     Mutant("half a row read", "status.py", '.split("\\n")[1:-1]', '.split("\\n")[1:]', (STATUS, "-k", "half_a_row")),
     Mutant("a reused process number", "sweep_record.py", "return same and", "return", (STATUS, "-k", "at_work")),

@@ -10,13 +10,13 @@ import contextlib
 import logging
 import os
 import platform
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from zo.causes import name_cause
 from zo.errors import UserError
 from zo.files import read_json, write_json
+from zo.job import now
 from zo.methods import METHODS
 from zo.spec import RunSpec
 
@@ -34,7 +34,7 @@ class Attempt:
         note_silent_kill(path)
         last = read_json(path)
         self._path, self._asked, self._number = path, spec.model_dump(), last.get("number", 0) + 1
-        self._started = datetime.now(UTC).isoformat(timespec="seconds")
+        self._started = now()
         same = last.get("spec") == self._asked
         if same and retry and last["ended"] == "bug":
             raise UserError(f"not tried again, for the last attempt ended with a bug: {last['reason']}")

@@ -1,6 +1,6 @@
 """What an estimate needs of its directions, and how far they are made at once: a block of rows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -62,10 +62,7 @@ class Directions:
             self._update_one_(torch.atleast_1d(parameter), alpha, weights, index)
 
     def _update_one_(self, theta, alpha: float, weights: Sequence[float], parameter: int) -> None:
-        for rows in row_blocks(theta):
-            part = theta[rows]
-            total = part.new_empty(part.shape, dtype=at_least_fp32(part))
-            self._sum_block(total, weights, parameter, rows.start)
+        for part, total in self._sums(theta, weights, parameter):
             if part.dtype == total.dtype:
                 part.add_(total, alpha=alpha)
             else:  # half precision: one rounding, of the sum
@@ -78,12 +75,15 @@ class Directions:
         )
 
     def _square_norm(self, theta, weights: Sequence[float], parameter: int) -> torch.Tensor | float:
-        squares = 0.0
+        sums = (total for _, total in self._sums(theta, weights, parameter))
+        return sum(torch.linalg.vector_norm(total, dtype=torch.float64) ** 2 for total in sums)
+
+    def _sums(self, theta, weights: Sequence[float], parameter: int) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Yield each block of a parameter's rows and sum_i weights[i] u_i at it, fp32 or better."""
         for rows in row_blocks(theta):
             total = torch.empty_like(theta[rows], dtype=at_least_fp32(theta))
             self._sum_block(total, weights, parameter, rows.start)
-            squares += torch.linalg.vector_norm(total, dtype=torch.float64) ** 2
-        return squares
+            yield theta[rows], total
 
     def _sum_block(self, total: torch.Tensor, weights: Sequence[float], parameter: int, start: int) -> None:
         total.zero_()

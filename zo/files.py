@@ -82,11 +82,11 @@ def try_hold(file: int | IO, shared: bool = False) -> bool:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process holds ``path``'s lock now."""
+    """Whether a process holds ``path``'s lock now: tried with a shared lock, given back at once."""
     try:
         with open(path) as file:
             return not try_hold(file, shared=True)
-    except FileNotFoundError:
+    except OSError:  # never made, or a file system without locks
         return False
 
 

@@ -26,7 +26,7 @@ class Ledger:
 
     @contextmanager
     def timed(self):
-        """Add the time inside to ``seconds``; a step ends with its loss on the host: nothing is pending."""
+        """Add the time inside to ``seconds``; on a GPU its update may go on: the next step waits."""
         start = time.perf_counter()
         yield
         self.seconds += time.perf_counter() - start

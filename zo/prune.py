@@ -1,6 +1,5 @@
 """``zo prune``: delete what a finished run no longer needs; unfinished runs and published results stay."""
 
-import fcntl
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -9,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from zo.errors import UserError, suggest
-from zo.files import read_json
+from zo.files import read_json, try_hold
 from zo.record import RunFiles
 from zo.sweep_record import is_at_work
 
@@ -72,8 +71,10 @@ def _finished(files: RunFiles) -> Iterator[bool]:
     with ExitStack() as stack:
         if lock.exists():
             try:
-                fcntl.flock(stack.enter_context(open(lock)), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:  # it is being trained
+                free = try_hold(stack.enter_context(open(lock)))
+            except OSError:
+                free = False
+            if not free:  # it is being trained
                 yield False
                 return
         yield read_json(files.folder / "outcome.json").get("status") in FINISHED

@@ -13,14 +13,13 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from zo.errors import UserError
 from zo.files import make_folder, remove_asides, write_aside, write_json
-from zo.job import note_outcome
+from zo.job import note_outcome, now
 
 KEEP = ("checkpoint", "weights", "nothing")
 """Of a run that has ended: weights and optimizer state, the trained weights alone, or neither."""
@@ -156,7 +155,7 @@ class Logs:
 
     def write_row(self, row: dict[str, Any]) -> None:
         """Append one row of the CSV; a key that is no column is an error, a missing one is empty."""
-        self._write_line({"timestamp": datetime.now(UTC).isoformat(timespec="seconds"), **row})
+        self._write_line({"timestamp": now(), **row})
 
     def _write_line(self, row: dict[str, Any]) -> None:
         line = io.StringIO()

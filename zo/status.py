@@ -6,7 +6,6 @@ Across machines a lock may not be seen; there a run counts as alive while its lo
 """
 
 import csv
-import fcntl
 import platform
 import time
 from collections import Counter
@@ -16,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 from zo.errors import UserError
-from zo.files import read_json
+from zo.files import is_held, read_json
 from zo.job import seconds_since
 from zo.record import COLUMNS, RunFiles
 from zo.sweep_record import is_at_work
@@ -123,7 +122,7 @@ def _read_run(files: RunFiles) -> RunStatus:
 
 
 def _judge(files: RunFiles, job: dict, outcome: dict, rows: list[dict]) -> str:
-    if _is_locked(files.folder / ".lock"):
+    if is_held(files.folder / ".lock"):  # a process trains it
         return "running"
     if outcome.get("status"):
         return outcome["status"]
@@ -133,18 +132,6 @@ def _judge(files: RunFiles, job: dict, outcome: dict, rows: list[dict]) -> str:
         return "stopped"
     silent = _age(files.live_csv if rows else files.folder / "job.json")
     return "running" if silent < max(SILENT_S, 5 * _usual_gap(rows)) else "lost"
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether a process trains this run: tried with a shared lock, given back at once; trainers wait."""
-    try:
-        with open(path) as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # never started, or a file system without locks
-        return False
-    return False
 
 
 def _last_rows(log: Path) -> list[dict]:

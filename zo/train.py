@@ -25,7 +25,6 @@ from zo.ledger import peak_memory_mb
 from zo.methods import METHODS, StepReport
 from zo.record import Logs, RunFiles, describe_machine, logs_reach
 from zo.run import Run, build_run, pick_device
-from zo.run import learning_rate as learning_rate  # where docs/method.md names it
 from zo.spec import RunSpec
 
 log = logging.getLogger("zo")

@@ -62,6 +62,8 @@ def test_a_log_that_cannot_be_written_costs_no_run(tmp_path):
     append_event(tmp_path / "none", "text")
     (tmp_path / "sweep.log").mkdir()
     append_event(tmp_path, "text")
+    assert not (tmp_path / "none").exists()
+    assert list((tmp_path / "sweep.log").iterdir()) == []
 
 
 def test_a_job_says_who_runs_it_where_and_for_the_which_time(files, monkeypatch):

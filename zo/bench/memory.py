@@ -1,7 +1,6 @@
 """Peak memory, each contender in a fresh process: what one leaves behind would hide the next one's peak."""
 
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from rich.table import Table
 
 from zo.bench.contenders import LEARNING_RATE, Contender, Setting, Workbench
 from zo.files import write_json
+from zo.ledger import peak_memory_mb
 from zo.plan import Plan
 from zo.sizes import SIZES
 
@@ -136,11 +136,9 @@ def _reset_peak(device: torch.device) -> None:
 
 
 def _peak_mb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
     status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if device.type == "cuda" or not status.exists():
+        return peak_memory_mb(device)
     line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 
