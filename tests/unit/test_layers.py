@@ -11,11 +11,11 @@ import zo
 
 PACKAGE = Path(zo.__file__).parent
 GROUPS = {
-    1: "philox directions noise members scratch perturbed optimizers errors files",
+    1: "philox directions noise members scratch perturbed optimizers errors files causes heartbeat ranks",
     2: "plan objective estimate guidance methods mezo",
     3: "sizes models corpus textfiles tokenizer token_cache dataset",
     4: "spec study footprint",
-    5: "causes attempt ledger job record checkpoint gpus crash run replay train",
+    5: "attempt ledger job record checkpoint gpus crash run replay loop train launch",
     6: "analysis sweep_record status",
     7: "status_table machine archive prune preflight bench sweep doctor cli __main__",
 }
