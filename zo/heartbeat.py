@@ -16,19 +16,19 @@ from zo.causes import TRY_AGAIN
 log = logging.getLogger("zo")
 
 PATIENCE = "ZO_RANK_PATIENCE"
-"""Environment variable: seconds without a sign of life after which a rank is lost (default 25)."""
+"""Environment variable: seconds without a sign of life after which a rank is lost (default 20)."""
 
 
 class Heartbeat:
     """Two threads: one gives and looks for signs of life, one minds the time, as the first may be stuck.
 
-    Rank r watches rank r + 1; if that is lost, rank r leaves, and the closing of its connections tells the rest.
+    Rank r watches rank r + 1; if that is lost, rank r leaves, and the rest see its connections close.
     """
 
     def __init__(self, store, rank: int, count: int):
         """``store``: torch.distributed's, in which all have signed."""
         self._store, self._rank, self._next = store.clone(), rank, (rank + 1) % count
-        self._patience = float(os.environ.get(PATIENCE, 25))
+        self._patience = float(os.environ.get(PATIENCE, 20))
         self._interval = self._patience / 10
         self._store.set_timeout(timedelta(seconds=self._patience))
         self._heard, self._stopped = time.monotonic(), threading.Event()
@@ -71,12 +71,7 @@ class Heartbeat:
 
     def _leave(self) -> None:
         """End the process as it is: its main thread waits for the lost rank and can't be woken."""
-        log.error(
-            "rank %d: rank %d gave no sign of life for %.0f s: leaving: another attempt goes on from the last "
-            "checkpoint",
-            self._rank,
-            self._next,
-            self._patience,
-        )
+        text = "rank %d gave no sign of life for %.0f s: another attempt goes on from the last checkpoint"
+        log.error(text, self._next, self._patience)
         logging.shutdown()
         os._exit(TRY_AGAIN)

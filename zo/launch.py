@@ -47,12 +47,9 @@ def judge(exit_codes: Mapping[int, int]) -> int:
 
     Ranks that only miss another one end with TRY_AGAIN, so any other status is nearer to the cause.
     """
+    text = "rank %d was killed by signal %d: another attempt goes on from the last checkpoint"
     for rank, code in sorted(exit_codes.items()):
         if code < 0:
-            log.error(
-                "rank %d was killed by signal %d: another attempt goes on from the last checkpoint",
-                rank,
-                -code,
-            )
+            log.error(text, rank, -code)
     causes = [code for code in exit_codes.values() if code > 0 and code != TRY_AGAIN]
     return min(causes) if causes else TRY_AGAIN

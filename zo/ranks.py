@@ -35,7 +35,7 @@ WENT_WELL, FAILED, OUT_OF_MEMORY = 0.0, 1.0, 2.0
 
 
 class Ranks:
-    """The processes of one run as one of them sees them. This class is a process alone: it exchanges nothing."""
+    """The processes of a run as one of them sees them. This class is a process alone: nothing to exchange."""
 
     rank, count = 0, 1
     local_rank, local_count = 0, 1

@@ -13,12 +13,12 @@ from zo.ranks import Ranks
 
 
 class Replica:
-    """One rank's copy of a model whose gradients are means over all ranks. Costs a second set of gradients."""
+    """One rank's copy of a model whose gradients are sums over all ranks. Costs a second set of gradients."""
 
     def __init__(self, model: torch.nn.Module, ranks: Ranks):
         """``model`` has its trained parameters on one device; it is the same on every rank."""
         self._ranks = ranks
-        self._model = DistributedDataParallel(model, broadcast_buffers=False)
+        self._model = DistributedDataParallel(model, forward_sync_buffers=False)
 
     def sum_gradients(
         self,

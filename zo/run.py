@@ -58,7 +58,7 @@ class Run:
 
     @torch.no_grad()
     def validate(self) -> float:
-        """Mean loss over the study's held-out blocks: the same tokens for every run, shared out over ranks."""
+        """Mean loss over the study's held-out blocks, the same tokens for every run; ranks share them out."""
         spec = self.spec
         blocks = self.data.validation_blocks(spec.validation_block_size, spec.validation_blocks)
         parts = blocks.split(spec.batch_size // self.state.spec.gradient_accumulation)

@@ -118,7 +118,7 @@ def _train_within_memory(
 
 
 def _require_shortage_of_all(error: Exception, ranks: Ranks) -> None:
-    """Go on only after a lack of memory that all ranks know of; one of them alone can but leave the others."""
+    """Go on only after a lack of memory that all ranks know of; one of them alone can but leave."""
     if not is_out_of_memory(error) or isinstance(error, RankLost):
         raise error
     if not ranks.agreed(error):

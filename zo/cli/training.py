@@ -94,11 +94,7 @@ def _train_here(spec, options, place) -> int:
     try:
         with join(place) as ranks:
             if ranks.count != spec.ranks:
-                log.info(
-                    "%d processes were started: they share the run, whose ranks is %d",
-                    ranks.count,
-                    spec.ranks,
-                )
+                log.info("%d processes share the run, whose spec says ranks %d", ranks.count, spec.ranks)
             train(
                 spec,
                 options.results,
@@ -114,10 +110,8 @@ def _train_here(spec, options, place) -> int:
     except Exception as error:
         if is_machine_failure(error):
             one_of_many = isinstance(error, RankLost) and place.rank > 0  # the first one says it
-            level = logging.INFO if one_of_many else logging.ERROR
-            log.log(
-                level, "%s: stopped: %s: another attempt goes on from the last checkpoint", spec.name, error
-            )
+            say = log.info if one_of_many else log.error
+            say("%s: stopped: %s: another attempt goes on from the last checkpoint", spec.name, error)
             return TRY_AGAIN
         log.exception("%s: crashed", spec.name)
         return 1
