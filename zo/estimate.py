@@ -195,7 +195,6 @@ def zo_gradient_estimator(
     parallel_q_computation: bool = False,
     parallel_batch_size: int = 4,
     seed: int | None = None,
-    ranks: Ranks = ALONE,
 ) -> tuple[list[torch.Tensor], float]:
     """Two-sided Gaussian estimate of a causal language model's gradient, forward passes only.
 
@@ -220,8 +219,6 @@ def zo_gradient_estimator(
         Evaluate ``parallel_batch_size`` directions in one forward pass; the same result to rounding.
     seed:
         Makes the noise repeatable. Without it one number is drawn from torch's global generator.
-    ranks:
-        The processes that share the directions (docs/cluster.md): the same arguments and seed on each.
 
     Returns
     -------
@@ -237,9 +234,7 @@ def zo_gradient_estimator(
     objective = Objective(model, loss_fn, inputs, labels[:, 1:].to(device))
     plan = Plan("parallel" if parallel_q_computation else "sequential", parallel_batch_size)
     directions = Noise("gaussian", seed, step=0)
-    estimate = estimate_gradient(
-        objective, parameters, directions, q=q, epsilon=epsilon, plan=plan, ranks=ranks
-    )
+    estimate = estimate_gradient(objective, parameters, directions, q=q, epsilon=epsilon, plan=plan)
     grads = estimate.gradients(parameters)
     return [grad.to(p.dtype) for grad, p in zip(grads, parameters, strict=True)], estimate.loss
 

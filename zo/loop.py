@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from zo.causes import RankLost
 from zo.checkpoint import save_checkpoint
 from zo.ledger import peak_memory_mb
 from zo.methods import METHODS, StepReport
@@ -158,6 +159,8 @@ class _Stop:
     def _note(self, number, frame):
         self.received = self.received or number
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, *_):
+        if kind is RankLost:  # the launcher now stops the rest, and why has still to be written down
+            return
         for number, handler in getattr(self, "_before", {}).items():
             signal.signal(number, handler)

@@ -203,7 +203,12 @@ class Group(Ranks):
 
     def tell(self, error: BaseException) -> None:
         """Leave word of what ends this rank, for those that will miss it."""
-        text = " ".join(f"rank {self.rank}: {type(error).__name__}: {error}".split())[:300]
+        text = (
+            str(error)
+            if isinstance(error, RankLost)
+            else f"rank {self.rank}: {type(error).__name__}: {error}"
+        )
+        text = " ".join(text.split())[:300]
         try:
             self._notes.compare_set("last words", "", json.dumps(text))
         except RuntimeError:  # the one that keeps the notes is gone too

@@ -122,7 +122,7 @@ def _require_shortage_of_all(error: Exception, ranks: Ranks) -> None:
     if not is_out_of_memory(error) or isinstance(error, RankLost):
         raise error
     if not ranks.agreed(error):
-        raise RankLost(f"rank {ranks.rank}: {str(error) or 'out of memory'}") from error
+        raise RankLost(f"rank {ranks.rank}: out of memory: {error}") from error
 
 
 def _free_memory(device: torch.device) -> None:
