@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import torch
 
-from zo.directions import Directions
 from zo.members import DenseMembers
 from zo.noise import Noise
 from zo.objective import Objective
@@ -28,7 +27,7 @@ _seen_to: weakref.WeakKeyDictionary[torch.nn.Module, frozenset[int]] = weakref.W
 
 @torch.no_grad()
 def can_share(objective: Objective, parameters: Sequence[torch.Tensor]) -> bool:
-    """Whether two members' logits are the same in a shared pass as in their own; tried once for a model's parameters.
+    """Whether two members have the same logits in a shared pass as on their own; tried once.
 
     Costs four sequences' forward passes. A model with dropout on can't be tried and is believed.
     Raises UnsupportedOperation where a parameter is used in a way that can't be split at all.
