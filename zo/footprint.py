@@ -4,7 +4,7 @@ The counts are exact (tests/unit/test_footprint.py builds the models); memory is
 imports torch: the workflow asks before its first run.
 """
 
-from zo.methods import METHODS, needs_dense_gradient
+from zo.methods import METHODS, needs_dense_gradient, uses_backprop
 from zo.plan import decide_plan
 from zo.sizes import GPT2_VOCABULARY, Shape, model_shape, parse_scope
 from zo.spec import RunSpec
@@ -71,13 +71,15 @@ def checkpoint_bytes(spec: RunSpec) -> int:
 
 
 def memory_bytes(spec: RunSpec, device: str = "cpu") -> int:
-    """Estimate what a run holds: process, weights, gradient, optimizer state, logits of what is in flight.
+    """Estimate what one process of a run holds: itself, weights, gradient, optimizer state, logits in flight.
 
-    Activations are counted as twice the logits' inputs per layer: an estimate to plan with, not a bound.
+    Several ranks hold the weights each, and share out what is in flight. Activations are counted as twice the
+    logits' inputs per layer: an estimate to plan with, not a bound.
     """
     total, trained = count_parameters(spec)
     dense = trained if needs_dense_gradient(spec) else 0
     shape = model_shape(spec.model_size, spec.architecture)
+    dense *= 2 if spec.ranks > 1 and uses_backprop(spec.mode) else 1  # DDP holds a copy to send
     members = _members(spec, device)
     tokens = members * max(
         spec.batch_size * spec.block_size // spec.gradient_accumulation,
@@ -93,7 +95,8 @@ def _members(spec: RunSpec, device: str) -> int:
     if not spec.query_budget_q:
         return 1
     signs, tokens = 2 if spec.sides == "two" else 1, spec.batch_size * spec.block_size
-    settings = {"q": spec.query_budget_q, "signs": signs, "tokens": tokens, "vocab_size": vocabulary(spec)}
+    own = -(-spec.query_budget_q // spec.ranks)
+    settings = {"q": own, "signs": signs, "tokens": tokens, "vocab_size": vocabulary(spec)}
     plan, _ = decide_plan(spec.plan, spec.parallel_batch_size, device=device, **settings)
     return signs * plan.directions_in_flight if plan.kind == "parallel" else 1
 
@@ -101,7 +104,8 @@ def _members(spec: RunSpec, device: str) -> int:
 def relative_cost(spec: RunSpec) -> float:
     """Predicted work of a run, comparable within a study: its passes, each for its tokens and for being one.
 
-    A backward pass counts as two forward passes. A length in epochs is of a corpus of NOMINAL_TOKENS.
+    A backward pass counts as two forward passes; ranks share the passes. A length in epochs is of a corpus of
+    NOMINAL_TOKENS.
     """
     method, period = METHODS[spec.mode], spec.bp_interval or 1
     steps = range(1, period + 1)
@@ -109,6 +113,7 @@ def relative_cost(spec: RunSpec) -> float:
     passes = forwards + 2 * sum(method.backward_passes(spec, step) for step in steps) / period
     batch = spec.batch_size * spec.block_size
     a_pass = batch * count_parameters(spec)[0] + PASS_OVERHEAD
+    a_pass /= min(spec.ranks, spec.query_budget_q or spec.ranks)
     if spec.max_forwards:
         return spec.max_forwards / forwards * passes * a_pass
     length = spec.max_steps or (spec.max_tokens or spec.epochs * NOMINAL_TOKENS) / batch

@@ -22,9 +22,14 @@ rule train:
     retries: RETRIES
     conda:
         "../../envs/zo.yaml"
-    threads: STUDY.workflow.threads
+    threads: lambda wildcards: STUDY.workflow.threads * read_spec(wildcards.run).ranks
     resources:
-        gpu=STUDY.workflow.gpus_per_run,
+        gpu=lambda wildcards: STUDY.workflow.gpus_per_run
+        * read_spec(wildcards.run).ranks,
+        # Of each rank: fewer where --cores allows fewer.
+        threads_each=lambda wildcards, threads: max(
+            1, threads // read_spec(wildcards.run).ranks
+        ),
         attempt=lambda wildcards, attempt: attempt,
         last_attempt=lambda wildcards, attempt: int(attempt > RETRIES),
         record_crash=lambda wildcards: int(wildcards.run in STUDY.runs),
@@ -37,7 +42,7 @@ rule train:
     shell:
         "mkdir -p {params.results}/job_logs; status=0;"
         " python -m zo train --spec {params.spec:q} --results {params.results} --no-job-log"
-        " --gpus {resources.gpu} --threads {threads} --keep {resources.keep} --attempt {resources.attempt} 2>&1"
+        " --gpus {resources.gpu} --threads {resources.threads_each} --keep {resources.keep} --attempt {resources.attempt} 2>&1"
         # Not the pipe's own status: tee fails where the disk is full, whatever became of the run.
         " | tee -a {params.results}/job_logs/{wildcards.run}.log > {log} || status=${{PIPESTATUS[0]}};"
         " [ $status = 0 ] || python -m zo crash --run {wildcards.run} --results {params.results} --exit $status"
