@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -213,3 +214,16 @@ def test_the_doctor_looks_at_a_study_too(capsys):
     assert "missing    memory: " in printed
     Path("study.yaml").write_text(json.dumps(STUDY))
     assert main(["doctor", "--study", "study.yaml"]) == 0
+
+
+def test_every_rank_of_a_run_takes_its_gpus_and_its_memory():
+    ranks = {"modes": "ZO", "ranks": [1, 4]}
+    words = "gpus_per_run is 1 for each of 4 ranks, but there are 2"
+    assert find("GPUs", Means(2, gpus=2), **ranks) == ("failure", words)
+    assert find("GPUs", Means(2, gpus=4), **ranks) == ("ok", "4 for runs that take up to 4 each")
+    one = find("memory", Means(8, gpus=0), modes="ZO")[1]
+    four = find("memory", Means(8, gpus=0), **ranks)[1]
+    assert (
+        float(re.search(r"about ([\d.]+) GB", four)[1])
+        > 2 * float(re.search(r"about ([\d.]+)", one)[1]) / 1000
+    )
