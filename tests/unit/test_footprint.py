@@ -101,9 +101,9 @@ def test_many_small_steps_take_longer_than_few_large_ones_of_as_many_tokens():
 
 
 def test_ranks_share_what_is_in_flight_and_the_time_but_not_the_weights():
-    one, four = (make(query_budget_q=8, ranks=n, plan="parallel", scope="full") for n in (1, 4))
+    one, four = (make(query_budget_q=8, ranks=n, batch_size=1, scope="full") for n in (1, 4))
     assert memory_bytes(four) < memory_bytes(one)
-    assert memory_bytes(four) > 0.5 * memory_bytes(make(scope="full", plan="sequential"))
+    assert memory_bytes(four) > 0.5 * memory_bytes(make(scope="full", batch_size=1))
     assert relative_cost(four) == relative_cost(one) / 4
     assert relative_cost(make(query_budget_q=2, ranks=8)) == relative_cost(make(query_budget_q=2)) / 2
     fo = [memory_bytes(make("FO", scope="full", ranks=n)) for n in (1, 2)]

@@ -44,6 +44,7 @@ VALUES = {
     "architecture": st.sampled_from(ARCHITECTURES),
     "block_size": st.integers(1, 256),
     "precision": st.sampled_from(["fp32", "bf16", "fp16"]),
+    "ranks": st.integers(1, 12),
 }
 
 

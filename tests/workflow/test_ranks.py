@@ -1,4 +1,4 @@
-"""`ranks` in a study: the rule's jobs start their own ranks, with the cores of all, and the results are the same."""
+"""`ranks` in a study: jobs start their own ranks, with the cores of all; the results are the same."""
 
 import json
 
