@@ -1,4 +1,4 @@
-"""Shares, and what launchers say of a process's place; contract/test_ranks.py has what ranks do together."""
+"""Shares, and what launchers say of a process's place; tests/contract/test_ranks.py has what ranks do together."""
 
 import subprocess
 
