@@ -327,8 +327,8 @@ MUTANTS = [
     # One run over several processes.
     Mutant("a direction evaluated by two ranks", "ranks.py", "start = rank * size + min(rank, larger)", "start = rank * size", PLACES),
     Mutant("no rank for what is left over", "ranks.py", "range(start, start + size + (rank < larger))", "range(start, start + size)", PLACES),
-    Mutant("a batch script taken for a rank", "ranks.py", 'environment.get("SLURM_STEP_NUM_TASKS", 1)', 'environment.get("SLURM_NTASKS", 1)', PLACES),
-    Mutant("a port of each rank's own", "ranks.py", "address, 20000 + step % 20000)", "address, 20000 + (step + rank) % 20000)", PLACES),
+    Mutant("a batch script taken for a rank", "place.py", 'environment.get("SLURM_STEP_NUM_TASKS", 1)', 'environment.get("SLURM_NTASKS", 1)', PLACES),
+    Mutant("a port of each rank's own", "place.py", "address, 20000 + step % 20000)", "address, 20000 + (step + rank) % 20000)", PLACES),
     Mutant("a bug of one rank tried again", "launch.py", "return min(causes) if causes else TRY_AGAIN", "return TRY_AGAIN", PLACES),
     Mutant("losses in the order of padded shares", "ranks.py", "[row[2 : 2 + k] for row, k in zip(received, shares, strict=True)]).view(n, width)", "[row[2:] for row in received])[: n * width].view(n, width)", ENGINE),
     Mutant("one rank's failure kept to itself", "ranks.py", "self._raise_together(received[:, 1], failure)", "self._raise_together(received[:, 1] * bool(failure), failure)", ENGINE),

@@ -4,7 +4,7 @@ Each rank evaluates its share of a step's directions, and one all-gather brings 
 Noise is a function of its key, so every rank then makes the same update: weights and gradients never travel.
 What else the ranks must agree on rides on that message: a signal to stop, a step that failed.
 
-torch is imported where ranks meet: the command line asks ``find_place`` before it sets what torch reads.
+torch is imported where ranks meet: the workflow reads the methods, which name ALONE.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from zo.causes import RankLost, is_out_of_memory
 from zo.errors import UserError
 from zo.heartbeat import Heartbeat
+from zo.place import Place
 
 if TYPE_CHECKING:
     import torch
@@ -80,19 +79,6 @@ class Ranks:
 
 
 ALONE = Ranks()
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a process stands among those that were started with it."""
-
-    rank: int
-    count: int
-    local_rank: int
-    local_count: int
-    address: str
-    port: int
-    """Of the rendezvous: rank 0, or torchrun's agent, listens there."""
 
 
 class AgreedOutOfMemory(MemoryError):
@@ -246,42 +232,3 @@ def join(place: Place | None) -> Iterator[Ranks]:
         group.tell(error)
         raise
     group.leave()
-
-
-def find_place(environment: Mapping[str, str] = os.environ) -> Place | None:
-    """Where torchrun or srun says that this process stands; None if it was started alone.
-
-    A batch script has most of srun's variables too: only a step of several tasks counts.
-    """
-    try:
-        if {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
-            place = _place_by_torchrun(environment)
-        elif int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in environment:
-            place = _place_by_srun(environment)
-        else:
-            return None
-    except ValueError as error:
-        raise UserError(f"the launcher's variables can't be read ({error}): start it with torchrun") from None
-    return place if place.count > 1 else None
-
-
-def _place_by_torchrun(environment: Mapping[str, str]) -> Place:
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    rank, count, local_rank, local_count = (int(environment.get(name, -1)) for name in names)
-    local_rank, local_count = (rank, count) if local_rank < 0 else (local_rank, max(local_count, 1))
-    return Place(
-        rank, count, local_rank, local_count, environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
-    )
-
-
-def _place_by_srun(environment: Mapping[str, str]) -> Place:
-    """The first of the step's machines hosts the rendezvous, on a port that the step's number chooses."""
-    rank, count = int(environment["SLURM_PROCID"]), int(environment["SLURM_STEP_NUM_TASKS"])
-    here = environment.get("SLURM_STEP_TASKS_PER_NODE", str(count)).split("(")[0].split(",")[0]
-    step = int(environment.get("SLURM_JOB_ID", 0)) * 31 + int(environment.get("SLURM_STEP_ID", 0))
-    address = "127.0.0.1"
-    if int(environment.get("SLURM_STEP_NUM_NODES", 1)) > 1:
-        command = ["scontrol", "show", "hostnames", environment["SLURM_STEP_NODELIST"]]
-        address = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
-    local_rank = int(environment.get("SLURM_LOCALID", rank))
-    return Place(rank, count, local_rank, int(here), address, 20000 + step % 20000)

@@ -1,4 +1,4 @@
-"""Shares, and what launchers say of a process's place; tests/contract/test_ranks.py has what ranks do together."""
+"""Shares, and what launchers say of a place; tests/contract/test_ranks.py has what ranks do together."""
 
 import subprocess
 
@@ -8,7 +8,8 @@ import torch
 from zo import launch
 from zo.causes import TRY_AGAIN
 from zo.errors import UserError
-from zo.ranks import ALONE, Place, Ranks, find_place, join
+from zo.place import Place, find_place
+from zo.ranks import ALONE, Ranks, join
 from zo.spec import RunSpec, parse_name
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}

@@ -6,7 +6,7 @@ import pytest
 from real_sweep import STUDY, Sweep
 from small_runs import read_rows
 
-ONE, TWO = "ZO_full_bs2_q2_lr1e-03", "ZO_full_bs2_q2_lr1e-03_ranks2"
+ONE, TWO = "ZO_full_bs2_q2_lr1e-03_block16", "ZO_full_bs2_q2_lr1e-03_block16_ranks2"
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,8 @@ from zo.estimate import estimate_gradient
 from zo.files import write_json
 from zo.launch import launch
 from zo.noise import make_noise
-from zo.ranks import ALONE, Ranks, find_place, join
+from zo.place import find_place
+from zo.ranks import ALONE, Ranks, join
 
 LEAST_SECONDS = 0.5
 """Of one timing: short steps are repeated."""

@@ -55,7 +55,7 @@ def machine_flags(parser) -> None:
 def train(options) -> int:
     """Train one run, as a sweep would."""
     from zo.gpus import take_gpus
-    from zo.ranks import find_place
+    from zo.place import find_place
     from zo.record import RunFiles
 
     spec, place = read_spec(options), find_place()
