@@ -22,8 +22,8 @@ from zo.estimate import estimate_gradient
 from zo.models import build_model
 from zo.noise import make_noise
 from zo.objective import Objective
-from zo.plan import Plan
 from zo.place import find_place
+from zo.plan import Plan
 from zo.ranks import ALONE, Ranks, join
 from zo.run import Run
 from zo.spec import RunSpec

@@ -11,7 +11,8 @@ import zo
 
 PACKAGE = Path(zo.__file__).parent
 GROUPS = {
-    1: "philox directions noise members scratch perturbed optimizers errors files causes heartbeat place ranks",
+    1: "philox directions noise members scratch perturbed optimizers errors files causes place heartbeat"
+    " ranks",
     2: "plan objective replica sharing estimate guidance methods mezo",
     3: "sizes models corpus textfiles tokenizer token_cache dataset",
     4: "spec study footprint",
