@@ -119,8 +119,9 @@ def _share_out_one_sided(objective, evaluate, rows, sharded: bool, ranks: Ranks)
     if sharded:  # to rounding: a rank's bases are one forward pass of its own shards
 
         def pairs(own: range) -> torch.Tensor:
+            perturbed = evaluate(own)
             base = objective.losses(rows[own.start : own.stop])
-            return _read(torch.cat([evaluate(own), base])).view(2, -1).T
+            return _read(torch.cat([perturbed, base])).view(2, -1).T
 
         return ranks.share_out(q, 2, pairs).T.flatten()
 
