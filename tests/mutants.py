@@ -29,6 +29,7 @@ PERTURBED = ("tests/unit/test_perturbed.py",)
 BLOCKS = (*PERTURBED, "-k", "blocks")
 ESTIMATE = ("tests/unit/test_estimate.py",)
 ORACLE = (*ESTIMATE, "-k", "textbook or compact")
+PROBE = "tests/unit/test_probe.py"
 UNUSUAL = (*ESTIMATE, "-k", "members_cannot_share")
 HALF = (*ESTIMATE, "-k", "half_precision")
 GUIDANCE = ("tests/unit/test_guidance.py",)
@@ -199,6 +200,14 @@ MUTANTS = [
     Mutant("sequences that mix are not noticed", "sharing.py", "return not (together", "return True or (together", (*ARCHITECTURES, "-k", "keep_its_sequences")),
     Mutant("the trial's noise is too small to see", "sharing.py", "SCALE = 1e-2", "SCALE = 1e-7", (*ARCHITECTURES, "-k", "keep_its_sequences")),
     Mutant("a model is tried every step", "sharing.py", "        _seen_to[model] = ids\n", "        pass\n", (*ARCHITECTURES, "-k", "tried_once")),
+    # The probe.
+    Mutant("an estimate that is not a mean", "probe.py", "torch._foreach_add_(total, direction, alpha=slope / q)", "torch._foreach_add_(total, direction, alpha=slope)", (PROBE, "-k", "cosine_and_length")),
+    Mutant("a line search uphill", "probe.py", "-factor * predicted", "factor * predicted", (PROBE, "-k", "line_search")),
+    Mutant("a parabola of other points", "probe.py", "near = slice(place - 1, place + 2)", "near = slice(0, 3)", (PROBE, "-k", "line_search")),
+    Mutant("batch noise with bias", "probe.py", "signal = square - noise / n", "signal = square", (PROBE, "-k", "without_bias")),
+    Mutant("the low-rank law is the Gaussian's", "laws.py", "one += share * (own + d - size)", "one += share * (d + 2)", (PROBE, "-k", "other_families")),
+    Mutant("curvature of one side", "landscape.py", "return (self.change(direction, scale) + self.change(direction, -scale)) / scale**2", "return 2 * self.change(direction, scale) / scale**2", (PROBE, "-k", "quadratics_own")),
+    Mutant("end weights that are the start's", "probe_run.py", "            _load_final(run, files)\n", "            pass\n", (PROBE, "-k", "start_and_end")),
     Mutant("the parallel plan tried again every step", "estimate.py", "        _unsupported.add(objective.model)\n", "", (*ARCHITECTURES, "-k", "one_warning")),
     Mutant("labels not shifted by the entry", "estimate.py", "labels[:, 1:].to(device)", "labels.to(device)", (*ESTIMATE, "-k", "shifts_the_labels")),
     Mutant("no seed is always seed 0", "estimate.py", "seed = torch.randint(2**62, ()).item()", "seed = 0", (*ESTIMATE, "-k", "without_a_seed")),

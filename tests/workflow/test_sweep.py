@@ -215,3 +215,28 @@ def test_two_sweeps_in_one_folder_do_not_run_at_once(finished):
         finished.write(STUDY)
     assert refused.returncode != 0
     assert "is working on results/tiny/" in refused.stdout
+
+
+def test_chosen_runs_are_probed_and_no_run_is_repeated_for_it(finished):
+    finished.write(STUDY | {"probe": "ZO_*lr1e-03*", "probe_scopes": ["full", "norms"]})
+    jobs = finished.planned("--rerun-triggers", "mtime", "input", "params", "code")
+    assert sorted(runs_of(jobs)) == ["ZO_full_bs2_q2_lr1e-03_block16"]  # the probe's, not the run's own
+    assert "probe" in jobs
+    assert "train" not in jobs
+    done = finished.run()
+    finished.write(STUDY)
+    assert done.returncode == 0, done.stdout
+    [path] = (finished.results / "probes").glob("*.csv")
+    rows = path.read_text().splitlines()
+    assert path.stem == "ZO_full_bs2_q2_lr1e-03_block16"
+    assert {tuple(row.split(",")[2:5]) for row in rows[1:]} == {
+        (at, step, scope) for at, step in (("start", "0"), ("end", "4")) for scope in ("full", "norms")
+    }
+
+
+def test_a_probe_that_fits_no_run_is_one_line(finished):
+    finished.write(STUDY | {"probe": "ZO_half_*"})
+    refused = finished.run("-n")
+    finished.write(STUDY)
+    assert refused.returncode != 0
+    assert "Error in the study: probe: 'ZO_half_*' fits no run of the study" in refused.stdout

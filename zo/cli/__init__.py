@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from zo.cli import checking, reading, sweeping, training
+from zo.cli import checking, probing, reading, sweeping, training
 from zo.errors import UserError
 
 PROGRAM = "zo"
@@ -42,6 +42,9 @@ COMMANDS = {
     ),
     "replay": Command(
         training.replay, training.add_replay_flags, "rebuild a ZO run's final weights from its scalar log"
+    ),
+    "probe": Command(
+        probing.probe, probing.add_probe_flags, "measure a run's ZO estimates against the exact gradient"
     ),
     "doctor": Command(
         checking.doctor, checking.add_doctor_flags, "print versions, devices, memory, and what is missing"
