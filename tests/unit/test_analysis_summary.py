@@ -127,7 +127,9 @@ def test_stats_come_in_four_formats(folder):
     assert "Convergence" in plain
     assert "| full | 5.000 | ZO q=8 |" in md
     tables = json.loads(stats_text(folder, format="json"))
-    assert list(tables) == ["answer", "best_learning_rates", "convergence", "equal_budgets", "costs"]
+    assert list(tables) == [
+        *("answer", "guards", "best_learning_rates", "convergence", "equal_budgets", "pareto", "costs")
+    ]
     frame = pd.read_csv(io.StringIO(stats_text(folder, format="csv")))
     assert set(frame["table"]) == set(tables)
     assert len(frame) == sum(map(len, tables.values()))

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from zo.analysis import stats
-from zo.analysis.curves import read_curve
+from zo.analysis.curves import read_curves
 from zo.analysis.panels import (
     SAFE,
     add_legend,
@@ -20,6 +20,7 @@ from zo.analysis.panels import (
     share_scale,
     write_instead,
 )
+from zo.analysis.pareto import find_front, measure_pareto
 from zo.analysis.table import Logs
 
 
@@ -28,17 +29,63 @@ def plot_loss_vs_steps(logs: Logs, runs: pd.DataFrame) -> Figure:
     return _plot_curves(logs, runs, "step", "training steps")
 
 
-def plot_loss_vs_forward_passes(logs: Logs, runs: pd.DataFrame) -> Figure:
+def plot_loss_vs_forward_passes(logs: Logs, runs: pd.DataFrame, backward_cost: float = 2.0) -> Figure:
     """Draw loss curves against forward-pass equivalents, on a log axis: the methods' costs differ by q."""
-    label = "forward passes + 2 x backward passes (log scale)"
-    figure = _plot_curves(logs, runs, "equivalents", label)
+    label = f"forward passes + {backward_cost:g} x backward passes (log scale)"
+    figure = _plot_curves(logs, runs, "equivalents", label, backward_cost)
+    _scale_passes(figure)
+    return figure
+
+
+def plot_pareto_passes(logs: Logs, runs: pd.DataFrame, backward_cost: float = 2.0) -> Figure:
+    """Draw the front of loss against forward-pass equivalents over every method's and q's mean curve."""
+    label = f"forward passes + {backward_cost:g} x backward passes (log scale)"
+    figure = _plot_curves(logs, runs, "equivalents", label, backward_cost, all_q=True)
+    figure.suptitle(f"Pareto front: the least {name_loss(runs)} for the passes, {say_n(runs)}")
+    for ax in figure.axes:
+        points = np.concatenate([np.column_stack(line.get_data()) for line in ax.lines] or [np.empty((0, 2))])
+        for line in ax.lines:
+            line.set(alpha=0.45)
+        _draw_front(ax, points)
+    _scale_passes(figure)
+    return figure
+
+
+def plot_pareto_memory(logs: Logs, runs: pd.DataFrame) -> Figure:
+    """Draw each method's and q's best cell by its peak memory and its final loss, and the front."""
+    cells = measure_pareto(logs, runs)
+    cells = cells[cells["peak_memory_mb"].notna()] if len(cells) else cells
+    title = f"Pareto front: the least final {name_loss(runs)} for the memory, {say_n(runs)}"
+    figure, panels = make_panels(runs, title, cells)
+    for ax, context in panels:
+        for _, cell in context.iterrows():
+            style = pick_style(cell["mode"], cell["q"], runs) | {"ls": "", "ms": 8}
+            ax.plot(cell["peak_memory_mb"], cell["loss"], label=name_cell(cell, runs), **style)
+            if pd.notna(cell["low"]):
+                half = cell["high"] - cell["loss"]
+                ax.errorbar(cell["peak_memory_mb"], cell["loss"], half, color=style["color"], capsize=3)
+        _draw_front(ax, context[["peak_memory_mb", "loss"]].to_numpy(float))
+        ax.set(xlabel="peak memory [MB]", ylabel=f"final {name_loss(runs)} [nats]")
+        ax.margins(0.12)
+    return figure
+
+
+def _draw_front(ax: Axes, points: np.ndarray) -> None:
+    """Draw the front of `points` (n, 2: cost, loss) as a staircase, and the panel's legend."""
+    front = points[find_front(points[:, 0], points[:, 1])]
+    front = front[np.argsort(front[:, 0])]
+    ax.step(*front.T, where="post", color="0.25", lw=2.5, alpha=0.7, zorder=1, label="front")
+    add_legend(ax)
+
+
+def _scale_passes(figure: Figure) -> None:
+    """Make the axis of passes a logarithmic one, where there are any."""
     for ax in figure.axes:
         if any(len(line.get_xdata()) and line.get_xdata()[-1] > 1 for line in ax.lines):
             ax.set_xscale("log")
             ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             ax.xaxis.set_major_formatter(EngFormatter(sep=""))
             ax.xaxis.set_minor_formatter(NullFormatter())
-    return figure
 
 
 def plot_cosine(logs: Logs, runs: pd.DataFrame) -> Figure | None:
@@ -97,18 +144,24 @@ def plot_run(logs: Logs, run: str) -> Figure:
     return figure
 
 
-def _plot_curves(logs: Logs, runs: pd.DataFrame, cost: str, label: str) -> Figure:
-    """Draw a panel for each context: FO, ZO at every q, the best cell of each other method; band: seeds."""
+def _plot_curves(
+    logs: Logs, runs: pd.DataFrame, cost: str, label: str, backward_cost: float = 2.0, all_q: bool = False
+) -> Figure:
+    """Draw a panel for each context: FO, ZO at every q, the best cell of each other method; band: seeds.
+
+    `all_q`: every method at every q instead, without the controls.
+    """
     score = stats.pick_score(runs)
     every, best = stats.lead_cells(runs, ("mode", "q")), stats.lead_cells(runs)
     cells = pd.concat([every[every["mode"] == "ZO"], best[best["mode"] != "ZO"]])
+    cells = every[~every["mode"].isin(stats.CONTROLS)] if all_q else cells
     cells = cells.sort_values(["mode", "q"], key=stats.mode_order, kind="stable")
     title = f"{name_loss(runs).capitalize()} at each method's best learning rate, {say_n(runs)}"
     title += " (line: mean, band: range)" if title.endswith("seeds") else ""
     figure, panels = make_panels(runs, title, cells)
     for ax, context in panels:
         for _, cell in context.iterrows():
-            curves = [read_curve(logs.frames[run], score) for run in stats.select_runs(runs, cell)["run"]]
+            curves = list(read_curves(logs, stats.select_runs(runs, cell), score, backward_cost).values())
             if cell["mode"] == "Frozen":
                 ax.axhline(cell["loss"], label="Frozen (untrained)", **pick_style("Frozen", 0, runs))
             else:

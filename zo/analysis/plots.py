@@ -1,15 +1,18 @@
-"""The figures of a folder of runs, as files or as bytes."""
+"""The figures of a folder of runs, as bytes and as files."""
 
-import os
+import io
 from collections.abc import Collection
 from pathlib import Path
 
+import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from zo.analysis import curve_plots, grid_plots
 from zo.analysis.panels import STYLE
-from zo.analysis.table import read_logs, summarize_runs
+from zo.analysis.table import Logs, read_logs, summarize_runs
+from zo.errors import unknown
+from zo.files import write_aside
 
 FIGURES = {
     "loss_vs_steps": curve_plots.plot_loss_vs_steps,
@@ -17,36 +20,59 @@ FIGURES = {
     "final_loss_vs_lr_by_q": grid_plots.plot_sensitivity,
     "loss_heatmap_lr_q": grid_plots.plot_heatmap,
     "time_and_memory": grid_plots.plot_time_and_memory,
+    "pareto_memory": curve_plots.plot_pareto_memory,
+    "pareto_passes": curve_plots.plot_pareto_passes,
     "cosine": curve_plots.plot_cosine,
 }
+COUNT_PASSES = ("loss_vs_forward_passes", "pareto_passes")
+"""Figures whose axis counts a backward pass as so many forward passes."""
+FORMATS = ("png", "svg", "pdf")
+# No version stamps, no dates: the same logs give the same bytes.
+METADATA = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
 def write_plots(
-    folder: str | Path, out: str | Path, *, per_run: bool = False, only: Collection[str] | None = None
+    folder: str | Path,
+    out: str | Path,
+    *,
+    per_run: bool = False,
+    only: Collection[str] | None = None,
+    format: str = "png",
+    backward_cost: float = 2.0,
 ) -> list[Path]:
     """Write every plot of `folder`'s runs into `out` and return the files' paths. `only`: these runs.
 
     cosine.png is there only where cosines were logged; `per_run` adds runs/<run>.png. Where nothing has
     finished a plot says so. Raises UserError for a folder that holds no readable logs.
     """
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS)
     logs = read_logs(folder, only)
-    runs = summarize_runs(logs)
-    with rc_context(STYLE):
-        figures = {name: draw(logs, runs) for name, draw in FIGURES.items()}
-        (Path(out) / "cosine.png").unlink(missing_ok=True)  # of an earlier set of runs
-        paths = [_save(figure, Path(out) / f"{name}.png") for name, figure in figures.items() if figure]
-        if per_run:
-            paths += [
-                _save(curve_plots.plot_run(logs, run), Path(out) / "runs" / f"{run}.png")
-                for run in logs.frames
-            ]
+    figures = draw_figures(logs, summarize_runs(logs), format, backward_cost)
+    if per_run:
+        with rc_context(STYLE):
+            pictures = {f"runs/{run}": curve_plots.plot_run(logs, run) for run in logs.frames}
+            figures |= {name: render(figure, format) for name, figure in pictures.items()}
+    (Path(out) / f"cosine.{format}").unlink(missing_ok=True)  # of an earlier set of runs
+    paths = [Path(out) / f"{name}.{format}" for name in figures]
+    for path, content in zip(paths, figures.values(), strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_aside(path, content)
     return paths
 
 
-def _save(figure: Figure, path: Path) -> Path:
-    """Save aside, then rename; no version stamp, so that the same logs give the same file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    figure.savefig(aside, format="png", dpi=150, metadata={"Software": None})
-    aside.replace(path)
-    return path
+def draw_figures(
+    logs: Logs, runs: pd.DataFrame, format: str = "png", backward_cost: float = 2.0
+) -> dict[str, bytes]:
+    """Draw every figure that there is data for; the files' contents by name."""
+    options = {name: {"backward_cost": backward_cost} for name in COUNT_PASSES}
+    with rc_context(STYLE | {"svg.hashsalt": "zo"}):
+        drawn = {name: draw(logs, runs, **options.get(name, {})) for name, draw in FIGURES.items()}
+        return {name: render(figure, format) for name, figure in drawn.items() if figure}
+
+
+def render(figure: Figure, format: str) -> bytes:
+    """Return a figure as the content of a file."""
+    content = io.BytesIO()
+    figure.savefig(content, format=format, dpi=150, metadata=METADATA[format])
+    return content.getvalue()
