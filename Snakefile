@@ -29,6 +29,7 @@ rule all:
         rules.complete.output,
         rules.summary.output,
         rules.plots.output,
+        rules.report.output,
         # Listed one by one so that a deleted log is made again.
         expand(rules.train.output, run=STUDY.runs),
     localrule: True

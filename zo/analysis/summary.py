@@ -9,8 +9,8 @@ import pandas as pd
 from zo.analysis import answer, stats
 from zo.analysis.collect import NOTES, TITLES, Reading, read_folder
 from zo.analysis.layout import render, section, write_lines
-from zo.analysis.lost import Unfinished, find_unfinished, list_unfinished, read_tail
-from zo.analysis.table import Logs, find_log, list_axes
+from zo.analysis.lost import Unfinished, find_unfinished, list_problems, list_unfinished
+from zo.analysis.table import list_axes
 from zo.analysis.tables import SHOW, show_runs
 from zo.analysis.verdicts import state_comparisons
 from zo.errors import unknown
@@ -20,7 +20,12 @@ FORMATS = ("text", "md", "csv", "json", "tex")
 
 
 def write_summary(
-    folder: str | Path, txt: str | Path, csv: str | Path, *, only: Collection[str] | None = None
+    folder: str | Path,
+    txt: str | Path,
+    csv: str | Path,
+    *,
+    only: Collection[str] | None = None,
+    backward_cost: float = 2.0,
 ) -> str:
     """Write the text for people to `txt` and the run table to `csv`; return the text. `only`: these runs.
 
@@ -35,7 +40,7 @@ def write_summary(
         text = _summarize_partly(folder, only, unfinished)
         write_aside(partial, text)
         return text
-    reading = read_folder(folder, only)
+    reading = read_folder(folder, only, backward_cost=backward_cost)
     write_aside(Path(csv), reading.runs.to_csv(index=False))
     text = summarize(reading)
     write_aside(txt, text)
@@ -99,19 +104,6 @@ def check_format(format: str, allowed: Collection[str]) -> None:
 
 def _to_json(tables: dict[str, pd.DataFrame]) -> str:
     return json.dumps({name: json.loads(t.to_json(orient="records")) for name, t in tables.items()}, indent=1)
-
-
-def list_problems(logs: Logs, runs: pd.DataFrame) -> list[str]:
-    """List crashed and diverged runs, a line each with reason and log; under a crash its log's last lines."""
-    lines = []
-    for row in runs[runs["status"] != "done"].sort_values(["status", "run"]).itertuples():
-        end = "" if pd.isna(row.log) else f" (log: {row.log})"
-        start = f"{row.status} {row.run}: "
-        reason = "no reason recorded" if pd.isna(row.reason) else " ".join(str(row.reason).split())
-        lines.append(start + reason + end)
-        if row.status == "crashed":
-            lines += read_tail(find_log(logs, row.run))
-    return lines
 
 
 def _head(reading: Reading) -> list[str]:
