@@ -40,7 +40,7 @@ def list_knobs(runs: pd.DataFrame) -> list[str]:
     """Name the axes that are a method's own beyond mode, q, lr and seed, where they vary."""
     core = (*PROBLEM_AXES, "mode", "q", "lr", "seed")
     own = [axis for axis in list_axes(runs) if axis in AXES and axis not in core]
-    modes = runs.groupby("mode")
+    modes = runs[runs["status"] != "crashed"].groupby("mode")  # an early crash left few settings behind
     return [axis for axis in own if runs[axis].nunique() > 1 or modes[axis].nunique(dropna=False).max() > 1]
 
 
