@@ -168,6 +168,16 @@ def test_curves_without_a_common_range_are_not_compared(folder):
     assert row[["budget", "loss", "difference"]].isna().all()
 
 
+def test_a_setting_that_only_one_of_two_runs_has_makes_them_two_cells(folder):
+    """Else they would pass for two seeds of one cell."""
+    for rate in (None, 0.3):
+        spec = {"mode": "Calibrate", "bp_learning_rate": rate}
+        write_run(folder, "Calibrate", "full", 8, 1e-3, spec=spec, name=f"run_{rate}")
+    best = stats.best_learning_rates(load(folder)[1])
+    assert best["n"].tolist() == [1, 1]
+    assert set(best["bp_learning_rate"].fillna(0)) == {0, 0.3}
+
+
 def test_problems_of_different_size_are_never_compared(folder):
     write_run(folder, "FO", "full", 0, 1e-2, spec={"model_size": "20M"})
     write_run(folder, "ZO", "full", 8, 1e-3, spec={"model_size": "1M"})

@@ -219,8 +219,10 @@ def check_tries(scene: Scene) -> Iterator[Finding]:
     axes = ["q", *stats.list_knobs(scene.study), "lr"]
     tried = {mode: len(own[axes].drop_duplicates()) for mode, own in scene.runs.groupby("mode")}
     fo = tried.get("FO", 0)
-    # A single setting is "not tuned" already.
-    apart = [m for m in scene.compared if fo and tried[m] > 1 and max(tried[m] / fo, fo / tried[m]) >= UNEVEN]
+    # A single setting, of either, is "not tuned" already.
+    apart = [
+        m for m in scene.compared if min(fo, tried[m]) > 1 and max(tried[m] / fo, fo / tried[m]) >= UNEVEN
+    ]
     if apart:
         counts = ", ".join(f"{mode} of {tried[mode]}" for mode in ("FO", *apart))
         message = f"each is the best of so many settings, chosen by the loss that is shown: {counts}"
