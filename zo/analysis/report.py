@@ -181,7 +181,7 @@ def _as_number(value: object) -> float | None:
 
 def _sort_key(value: object) -> str:
     """Spell a sort key: a number exactly; nothing for what was not measured, which sorts last."""
-    if pd.isna(value):
+    if pd.isna(value) or value == "-":
         return ""
     number = _as_number(value)
     return str(value) if number is None else ("inf" if math.isinf(number) else repr(number))
