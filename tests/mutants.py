@@ -273,7 +273,7 @@ MUTANTS = [
     # The run.
     Mutant("labels not shifted in the trainer", "run.py", "blocks[:, 1:], PRECISIONS", "blocks[:, :-1], PRECISIONS", PATH),
     Mutant("dropout on", "models.py", "resid_pdrop=0.0", "resid_pdrop=0.1", (METHODS, "-k", "no_dropout")),
-    Mutant("weights in half precision", "run.py", "        device=device,\n        gradient_checkpointing", "        device=device,\n        dtype=PRECISIONS[spec.precision],\n        gradient_checkpointing", (METHODS, "-k", "weights_stay")),
+    Mutant("weights in half precision", "run.py", "PRECISIONS[spec.weights.removesuffix(\"-nearest\")]", "PRECISIONS[spec.precision]", (METHODS, "-k", "weights_stay")),
     Mutant("validation by the run's block size", "run.py", "validation_blocks(spec.validation_block_size", "validation_blocks(spec.block_size", (METHODS, "-k", "validation_reads")),
     Mutant("optimizer state not resumed", "run.py", 'unpack_state(self.state.optimizers, tensors, checkpoint.state["optimizers"])', "pass", RESUME),
     Mutant("ledger not resumed", "run.py", 'self.ledger = Ledger(**checkpoint.state["ledger"])', "self.ledger.step = checkpoint.step", RESUME),
@@ -300,7 +300,7 @@ MUTANTS = [
     Mutant("a run that trains pruned", "prune.py", "yield False\n                return", "pass", PRUNE),
     Mutant("times packed", "archive.py", "info.mtime, info.mode = os.fstat(content.fileno()).st_size, EPOCH, 0o644", "info.mtime, info.mode = os.fstat(content.fileno()).st_size, os.fstat(content.fileno()).st_mtime, 0o644", (ARCHIVE, "-k", "same_bytes")),
     Mutant("links packed", "archive.py", "if path.is_file() and not hidden and not any(part.is_symlink() for part in on_the_way)", "if path.is_file() and not hidden", (ARCHIVE, "-k", "no_regular_file")),
-    Mutant("optimizer state not planned for", "footprint.py", "* (1 + states)", "", ("tests/unit/test_footprint.py", "-k", "checkpoint")),
+    Mutant("optimizer state not planned for", "footprint.py", " + FLOAT * states", "", ("tests/unit/test_footprint.py", "-k", "checkpoint")),
     Mutant("a full disk only warns", "preflight.py", "if needed > free and certain:", "if False:", ("tests/unit/test_preflight.py", "-k", "disk")),
     Mutant("type and shape not hashed", "checkpoint.py", 'f"{name} {tensor.dtype} {list(tensor.shape)}\\n"', 'f"{name}"', CHECKPOINT),
     # What ends an attempt, and what the next one makes of it.

@@ -93,9 +93,15 @@ def build_model(
         model = _model_class(architecture)(config)
     model.loss_type = "ForCausalLM"  # what GPT-2 chooses by itself when given labels, after a warning
     _cast_parameters(model, dtype)
-    if gradient_checkpointing:  # nothing random is recomputed, so no generator state is worth saving
-        model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+    if gradient_checkpointing:
+        checkpoint_activations(model)
     return model.to(device).train()
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Let backprop keep each block's input alone and compute the rest again (gradient checkpointing)."""
+    # Nothing random is recomputed, so no generator state is worth saving.
+    model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
 
 
 def _cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:

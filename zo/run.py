@@ -140,6 +140,7 @@ def build_state(
         vocab_size,
         spec.seed,
         device=device,
+        dtype=PRECISIONS[spec.weights.removesuffix("-nearest")],
         gradient_checkpointing=spec.gradient_checkpointing,
     )
     named = select_scope(model, spec.scope)

@@ -37,7 +37,10 @@ FAMILIES = {
     "shards": {"direction_family": "lowrank", "shard_batch": True},
 }
 PAIRS += [(mode, rule) for mode in ("ZO", "Random", "Calibrate", "Instruct") for rule in FAMILIES]
-RULES |= FAMILIES
+HALF = {"precision": "bf16", "weights": "bf16"}
+PAIRS += [(mode, "half") for mode in METHODS]
+RULES |= FAMILIES | {"half": HALF, "half rank1": HALF | FAMILIES["rank1"]}
+PAIRS += [("ZO", "half rank1")]
 
 
 @pytest.fixture(scope="module")

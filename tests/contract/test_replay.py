@@ -36,11 +36,20 @@ OTHERS = [
     {"query_budget_q": 1, "epsilon": 1e-2},
     {"plan": "sequential"},
     {"precision": "bf16"},
+    {"precision": "bf16", "weights": "bf16"},
+    {"precision": "bf16", "weights": "bf16", "direction_family": "lowrank"},
+    {"precision": "bf16", "weights": "bf16-nearest"},
     {"architecture": "llama"},
     {"seed": 2**32 + 1},
     {"tokenizer": "bpe", "vocab_size": 300},
 ]
-RANDOM = [{}, {"optimizer": "muon"}, {"direction_family": "lowrank"}, {"direction_family": "rademacher"}]
+RANDOM = [
+    {},
+    {"precision": "bf16", "weights": "bf16"},
+    {"optimizer": "muon"},
+    {"direction_family": "lowrank"},
+    {"direction_family": "rademacher"},
+]
 CASES = [("ZO", case) for case in RULES + FAMILIES + OTHERS] + [("Random", case) for case in RANDOM]
 CASES += [("Frozen", {}), ("Calibrate", {"bp_interval": 100}), ("Instruct", {"bp_interval": 8})]
 
