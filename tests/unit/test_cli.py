@@ -83,7 +83,7 @@ def started(monkeypatch):
         calls.append((command, env))
         return SimpleNamespace(returncode=7)
 
-    monkeypatch.setattr(sweep.subprocess, "run", run)
+    monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(run=run))
     return calls
 
 
