@@ -308,7 +308,7 @@ MUTANTS = [
     Mutant("type and shape not hashed", "checkpoint.py", 'f"{name} {tensor.dtype} {list(tensor.shape)}\\n"', 'f"{name}"', CHECKPOINT),
     # What ends an attempt, and what the next one makes of it.
     Mutant("a full disk is a bug", "causes.py", "errno.ENOSPC, ", "", ("tests/contract/test_disk.py",)),
-    Mutant("a bug is tried again", "crash.py", "(may_pass(exit_status) and not last_attempt)", "not last_attempt", RECORD),
+    Mutant("a bug is tried again", "crash.py", "(may_pass(exit_status, reason) and not last_attempt)", "not last_attempt", RECORD),
     Mutant("a run outside the grid is recorded", "crash.py", " or not record or", " or", RECORD),
     Mutant("a plain kill halves", "attempt.py", 'if now["kills"] > then["kills"]:', "if True:", (MEMORY, "-k", "plain_kill")),
     Mutant("counts of another boot compared", "attempt.py", ' or then.get("boot") != now["boot"]', "", (MEMORY, "-k", "another_machine")),

@@ -22,11 +22,11 @@ def handle_crash(results: Path, run: str, exit_status: int, last_attempt: bool, 
     """
     files = RunFiles(results, run)
     note_silent_kill(files.attempt)  # here and now: the next attempt may be on another machine
-    if exit_status in KILLED or not record or (may_pass(exit_status) and not last_attempt):
+    reason = _last_line(files.job_log)
+    if exit_status in KILLED or not record or (may_pass(exit_status, reason) and not last_attempt):
         return exit_status
     files.make_folders()
     count = len(list(files.folder.glob("crash*.json")))
-    reason = _last_line(files.job_log)
     write_json(files.folder / f"crash{count + 1}.json", {"exit_status": exit_status, "reason": reason})
     files.write_outcome("crashed", f"exit status {exit_status}: {reason}", step=_last_step(files.live_csv))
     return 0

@@ -90,19 +90,19 @@ def is_held(path: Path) -> bool:
         return False
 
 
-_held = []  # open files: a lock lives as long as its file does
+_held: list[int] = []  # open files: a lock lives as long as its file does
 
 
 def hold_or_exit(folder: str) -> None:
     """Hold ``folder``'s lock until this process ends, or exit with one line if another process does."""
     path = make_folder(Path(folder)) / ".lock"
-    file = open(path, "a+")  # noqa: SIM115 - held on purpose
-    if not try_hold(file):
-        file.seek(0)
-        sys.exit(
-            f"Error: process {file.read().strip() or '?'} is working on {folder}/: wait for it or stop it"
-        )
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        if not try_hold(file):
+            holder = os.read(file, 20).decode() or "?"
+            sys.exit(f"Error: process {holder} is working on {folder}/: wait for it or stop it")
+        os.ftruncate(file, 0)
+        os.write(file, str(os.getpid()).encode())
+    except OSError as error:  # a full disk, a file system without locks
+        sys.exit(f"Error: {path} cannot be held: {error.strerror}: make room, or take another folder")
     _held.append(file)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from small_runs import read_rows, run_zo, small_spec, train_command, write_corpus
 
 from zo.attempt import Attempt, halve_memory
+from zo.causes import TRY_AGAIN
 from zo.errors import UserError
 from zo.record import RunFiles
 from zo.train import Run, train
@@ -233,6 +235,21 @@ def test_a_finished_run_asked_for_again_starts_without_limits(corpus, tmp_path, 
 )
 def test_what_is_halved(corpus, mode, settings, halved):
     assert halve_memory(small_spec(corpus, mode, **settings)) == halved
+
+
+@pytest.mark.parametrize("mib", [80, 300])
+def test_no_room_to_load_the_libraries_is_the_machines_failure_and_one_line(corpus, tmp_path, mib):
+    """Of the parser's first, of torch then: nothing was learned of the run, so the workflow tries again."""
+    done = subprocess.run(
+        train_command(small_spec(corpus, "ZO"), tmp_path),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (mib << 20,) * 2),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == TRY_AGAIN, done.stderr
+    assert done.stderr.startswith("zo train: out of memory: ")
+    assert len(done.stderr.splitlines()) == 1
 
 
 # --- kills -----------------------------------------------------------------------------------------

@@ -100,6 +100,17 @@ def test_the_log_is_kilobytes_and_the_weights_need_not_have_been_kept(finish, tm
     assert all(torch.equal(tensor, again[name]) for name, tensor in load_file(out).items())
 
 
+def test_with_weights_alone_kept_no_optimizer_state_is_left_and_it_replays(finish):
+    files = finish("ZO", optimizer="adam", keep="weights")
+    tensors = read_checkpoint(files.final).tensors
+    assert tensors
+    assert all(name.startswith("model.") for name in tensors)
+    assert not files.checkpoints.exists()
+    replayed = replay(files.folder)
+    assert replayed.equal
+    assert all(torch.equal(t, replayed.weights[n.removeprefix("model.")]) for n, t in tensors.items())
+
+
 def test_a_changed_coefficient_is_noticed_and_the_exit_status_says_so(finish):
     files = finish("ZO")
     lines = files.scalars.read_text().splitlines()

@@ -19,11 +19,13 @@ from zo.study import caches_of, load_study
 
 
 def checked(function, *arguments):
-    """A user's mistake ends snakemake with one line, not with a traceback."""
+    """A user's mistake, or a full disk, ends snakemake with one line, not with a traceback."""
     try:
         return function(*arguments)
     except UserError as error:
         sys.exit(f"Error in the study: {error}")
+    except OSError as error:
+        sys.exit(f"Error: {error}")
 
 
 STUDY = checked(load_study, config)
@@ -143,7 +145,7 @@ onstart:
     else:
         means = Means(workflow.nodes, workflow.nodes, local=False)
     checked(preflight, STUDY, means)
-    begin_sweep(STUDY, means.jobs)
+    checked(begin_sweep, STUDY, means.jobs)
 
 
 onsuccess:
