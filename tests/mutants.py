@@ -25,6 +25,7 @@ LIMIT_S = 150
 PHILOX = ("tests/unit/test_philox.py",)
 NOISE = ("tests/unit/test_noise.py",)
 ELSEWHERE = (*NOISE, "-k", "off_the_cpu")
+ROUNDING = ("tests/unit/test_rounding.py",)
 PERTURBED = ("tests/unit/test_perturbed.py",)
 BLOCKS = (*PERTURBED, "-k", "blocks")
 ESTIMATE = ("tests/unit/test_estimate.py",)
@@ -277,6 +278,13 @@ MUTANTS = [
     Mutant("labels not shifted in the trainer", "run.py", "blocks[:, 1:], PRECISIONS", "blocks[:, :-1], PRECISIONS", PATH),
     Mutant("dropout on", "models.py", "resid_pdrop=0.0", "resid_pdrop=0.1", (METHODS, "-k", "no_dropout")),
     Mutant("weights in half precision", "run.py", "PRECISIONS[spec.weights.removesuffix(\"-nearest\")]", "PRECISIONS[spec.precision]", (METHODS, "-k", "weights_stay")),
+    Mutant("norms' weights in bf16", "run.py", "matrices_alone=True", "matrices_alone=False", (METHODS, "-k", "in_bf16")),
+    Mutant("checkpoints of bf16 weights planned as fp32", "footprint.py", 'return FLOAT if spec.weights == "fp32" else 2', "return FLOAT", ("tests/unit/test_footprint.py", "-k", "half")),
+    Mutant("stochastic rounding always down", "rounding.py", ".add_(bits.to(torch.int32))", "", ROUNDING),
+    Mutant("one rounding for all steps", "rounding.py", "seed, step, ROUNDING)", "seed, 0, ROUNDING)", ROUNDING),
+    Mutant("one rounding for all blocks", "rounding.py", "torch.empty_like(exact), 0, parameter, start)", "torch.empty_like(exact), 0, parameter)", ROUNDING),
+    Mutant("rounding asked for, not taken", "methods.py", "-state.learning_rate, store_)\n        return lambda: direction.norm", "-state.learning_rate)\n        return lambda: direction.norm", (METHODS, "-k", "in_bf16")),
+    Mutant("dense updates rounded by the optimizer", "methods.py", 'if state.spec.weights != "fp32":', "if False:", (METHODS, "-k", "in_bf16")),
     Mutant("validation by the run's block size", "run.py", "validation_blocks(spec.validation_block_size", "validation_blocks(spec.block_size", (METHODS, "-k", "validation_reads")),
     Mutant("optimizer state not resumed", "run.py", 'unpack_state(self.state.optimizers, tensors, checkpoint.state["optimizers"])', "pass", RESUME),
     Mutant("ledger not resumed", "run.py", 'self.ledger = Ledger(**checkpoint.state["ledger"])', "self.ledger.step = checkpoint.step", RESUME),
@@ -314,6 +322,8 @@ MUTANTS = [
     Mutant("counts of another boot compared", "attempt.py", ' or then.get("boot") != now["boot"]', "", (MEMORY, "-k", "another_machine")),
     Mutant("the limit forgotten", "attempt.py", 'last["reductions"] if going_on else []', "[]", (MEMORY, "-k", "keeps_the_limit")),
     Mutant("the limit kept for ever", "attempt.py", 'same and last["ended"] not in ("done", "diverged")', "same", (MEMORY, "-k", "without_limits")),
+    Mutant("a hybrid's backprop not split", "attempt.py", "if not used & BACKPROP:", 'if "query_budget_q" in used or not used & BACKPROP:', (MEMORY, "-k", "what_is_halved")),
+    Mutant("a hybrid's parts forgotten", "attempt.py", ".model_copy(update=self.limits)", "", (MEMORY, "-k", "after_a_kill")),
     Mutant("parts that do not divide the batch", "attempt.py", "if spec.batch_size % n == 0", "if True", (MEMORY, "-k", "what_is_halved")),
     Mutant("a finished run repeated by a job that waited", "train.py", "if now == before or", "if True or", ("tests/contract/test_kills.py", "-k", "waited")),
     Mutant("any folder is a run's", "record.py", '[A-Za-z0-9.+_-]*", self.run)', '.*", self.run)', RECORD),

@@ -141,6 +141,7 @@ def build_state(
         spec.seed,
         device=device,
         dtype=PRECISIONS[spec.weights.removesuffix("-nearest")],
+        matrices_alone=True,  # near 1, where norms' weights lie, bf16 numbers are farther apart than eps z
         gradient_checkpointing=spec.gradient_checkpointing,
     )
     named = select_scope(model, spec.scope)

@@ -92,7 +92,7 @@ class RunSpec(BaseModel):
     precision: Literal["fp32", "bf16", "fp16"] = axis("fp32", "of evaluations", "prec")
     weights: Literal["fp32", "bf16", "bf16-nearest"] = axis(
         "fp32",
-        "stored type; bf16 with updates rounded stochastically: precision bf16 and plain sgd alone",
+        "stored type of matrices; bf16: rounded stochastically, wants precision bf16 and plain sgd",
         "weights",
     )
 

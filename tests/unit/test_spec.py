@@ -252,6 +252,15 @@ def test_a_whole_number_in_text_loses_no_digit(n):
         ({"dataset": ["kjv", "shakespeare"]}, ["dataset", "'kjv'", "string"]),
         ({"plan": "paralel"}, ["unknown plan 'paralel'", "did you mean 'parallel'?"]),
         ({"vocab_size": 256}, ["vocab_size", "256", "greater than or equal to 257"]),
+        ({"weights": "bf16"}, ["weights", "bf16", "precision fp32", "give precision bf16 too"]),
+        (
+            {"weights": "bf16", "precision": "bf16", "optimizer": "adamw"},
+            ["weights", "optimizer adamw", "plain sgd"],
+        ),
+        (
+            {"weights": "bf16-nearest", "precision": "bf16", "momentum": 0.9, "weight_decay": 0.1},
+            ["bf16-nearest", "momentum 0.9 and weight_decay 0.1", "plain sgd"],
+        ),
         ({"scope": "full\nreduced"}, ["scope", "'full\\nreduced'"]),
     ],
     ids=str,
