@@ -18,6 +18,7 @@ from zo.errors import UserError
 from zo.files import read_json, write_json
 from zo.job import now
 from zo.methods import BACKPROP, METHODS
+from zo.record import FINISHED
 from zo.spec import RunSpec
 
 log = logging.getLogger("zo")
@@ -38,7 +39,7 @@ class Attempt:
         same = last.get("spec") == self._asked
         if same and retry and last["ended"] == "bug":
             raise UserError(f"not tried again, for the last attempt ended with a bug: {last['reason']}")
-        going_on = same and last["ended"] not in ("done", "diverged")
+        going_on = same and last["ended"] not in FINISHED
         self.reductions: list[dict[str, Any]] = last["reductions"] if going_on else []
         """What was given up for lack of memory, in order: settings, and why."""
         self._effective = None

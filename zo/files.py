@@ -5,20 +5,20 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from zo.errors import UserError
 
 
-def write_aside(path: Path, content: bytes | str) -> None:
-    """Write a file so that its name never shows half of it: aside, synced, then renamed."""
-    content = content.encode() if isinstance(content, str) else content
+@contextmanager
+def open_aside(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write so that its name never shows half of it: aside, synced, then renamed."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(aside, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
@@ -27,7 +27,14 @@ def write_aside(path: Path, content: bytes | str) -> None:
             error.filename = str(path)
         raise
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # it was renamed, or never made
+            aside.unlink()
+
+
+def write_aside(path: Path, content: bytes | str) -> None:
+    """Write a whole file through ``open_aside``."""
+    with open_aside(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 def remove_asides(folder: Path, name: str = "*") -> None:
