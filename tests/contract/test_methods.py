@@ -382,10 +382,10 @@ def test_weights_stay_fp32_in_half_precision_so_that_no_small_update_is_lost(
 @pytest.mark.parametrize(
     ("mode", "settings"),
     [
-        ("FO", {"learning_rate": 1e-5}),
+        ("FO", {"learning_rate": 3e-5}),
         ("ZO", {"learning_rate": 1e-6}),
         ("ZO", FAMILIES["rank1"] | {"learning_rate": 1e-6}),
-        ("Instruct", {"learning_rate": 1e-5, "bp_interval": 1}),
+        ("Instruct", {"learning_rate": 3e-5, "bp_interval": 1}),
     ],
 )
 def test_with_matrices_in_bf16_a_small_update_is_kept_in_the_mean_and_norms_stay_fp32(build, mode, settings):
@@ -398,9 +398,9 @@ def test_with_matrices_in_bf16_a_small_update_is_kept_in_the_mean_and_norms_stay
         matrices = [p for p in run.state.parameters if p.ndim >= 2]
         before = [p.detach().clone() for p in matrices]
         run.take_step()
-        moved[weights] = sum((p != b).sum().item() for p, b in zip(matrices, before, strict=True))
-    assert moved["bf16"] > 100
-    assert moved["bf16"] > 3 * moved["bf16-nearest"]
+        pairs = zip(matrices, before, strict=True)
+        moved[weights] = sum(((p != b) & (b.abs() > 1e-2)).sum().item() for p, b in pairs)
+    assert moved["bf16"] > 30 > 3 * moved["bf16-nearest"]
 
 
 def test_validation_reads_the_same_tokens_whatever_the_run(build):
