@@ -44,11 +44,14 @@ VALUES = {
     "architecture": st.sampled_from(ARCHITECTURES),
     "block_size": st.integers(1, 256),
     "precision": st.sampled_from(["fp32", "bf16", "fp16"]),
+    "weights": st.sampled_from(["fp32", "bf16", "bf16-nearest"]),
 }
 
 
 def make(**cell) -> RunSpec:
-    """Make a spec, without the knobs that its optimizer or its direction family has not."""
+    """Make a spec, without the knobs that its optimizer, directions or weights' type have not."""
+    if cell["weights"] != "fp32":
+        cell |= {"precision": "bf16", "optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0}
     unfit = {"momentum"} if cell["optimizer"] not in ("sgd", "muon") else set()
     unfit |= {"cautious"} if cell["optimizer"] != "mudamw" else set()
     unfit |= {"rank"} if cell["direction_family"] != "lowrank" else set()
