@@ -22,7 +22,19 @@ from zo.spec import AXES, RunSpec
 from zo.study import PLURAL, Workflow, load_study, read_study
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("train", "sweep", "status", "pack", "prune", "cache", "analyze", "plot", "stats", "bench")
+COMMANDS = (
+    "train",
+    "sweep",
+    "status",
+    "pack",
+    "prune",
+    "cache",
+    "analyze",
+    "plot",
+    "stats",
+    "report",
+    "bench",
+)
 COMMANDS += ("replay", "probe", "doctor", "crash")
 S1 = (
     "--modes FO,ZO --scopes reduced,full --batch-sizes 2,4,8 --query-budgets 1,2,4,8 "
