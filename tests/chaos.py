@@ -58,6 +58,8 @@ STUDY = {
     "retries": 2,
 }
 DISK = "192m"
+PATIENCE = 120
+"""Seconds to wait for a job in training."""
 TIMED = ["seconds", "tokens_per_second", "peak_memory_mb"]
 
 
@@ -103,19 +105,26 @@ class Sweep:
         return self._signal_job(draw, signal.SIGTERM)
 
     def _signal_job(self, draw, number) -> str | None:
-        """One in training if there is one: of a job's start a kill is soon told."""
-        jobs, training = self.jobs(), []
+        """Mostly one in training, waited for: on a busy machine most of a job's time is its start."""
+        deadline = time.monotonic() + (PATIENCE if draw.random() < 0.8 else 0)
+        while not (training := [job for job in self.jobs() if self.trains(job)]):
+            if time.monotonic() > deadline or self.snakemake.poll() is not None:
+                break
+            time.sleep(0.2)
+        else:
+            time.sleep(draw.uniform(0, 3))
+        if not (jobs := training or self.jobs()):
+            return None
         with contextlib.suppress(psutil.Error):
-            training = [job for job in jobs if self.trains(name_of(job.cmdline()))]
-            if not jobs:
-                return None
-            draw.choice(training or jobs).send_signal(number)
+            draw.choice(jobs).send_signal(number)
             return f"a job {'in training' if training else 'at its start'} got {number.name}"
 
-    def trains(self, run: str) -> bool:
-        """Whether a run's log has grown in the last two seconds."""
-        log = RunFiles(self.results, run).live_csv
-        return log.exists() and time.time() - log.stat().st_mtime < 2
+    def trains(self, job: psutil.Process) -> bool:
+        """Whether it has written to its run's log."""
+        with contextlib.suppress(psutil.Error, OSError):
+            log = RunFiles(self.results, name_of(job.cmdline())).live_csv
+            return log.stat().st_mtime > job.create_time()
+        return False
 
     def kill_snakemake(self, draw) -> str:
         number = draw.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -241,7 +250,8 @@ def tell(sweep: Sweep, happened: Counter, runs, seconds: float) -> None:
     print(f"{logs.count('is damaged ('):5} damaged checkpoints were passed over")
     print(f"{logs.count('No space left on device'):5} times a run found the disk full")
     print(f"{logs.count('another process finished it'):5} times a job found its run finished by an orphan")
-    print(f"{sum(len(m['out_of_memory']) for m in manifests):5} times memory was given up in runs that ended")
+    for reason, count in Counter(r["reason"] for m in manifests for r in m["out_of_memory"]).items():
+        print(f"{count:5} times memory was given up: {reason}")
     print(f"{len(list(sweep.results.glob('runs/*/crash*.json'))):5} crashes were recorded and repeated")
     print(f"{seconds:5.0f} seconds")
 

@@ -25,10 +25,12 @@ LIMIT_S = 150
 PHILOX = ("tests/unit/test_philox.py",)
 NOISE = ("tests/unit/test_noise.py",)
 ELSEWHERE = (*NOISE, "-k", "off_the_cpu")
+ROUNDING = ("tests/unit/test_rounding.py",)
 PERTURBED = ("tests/unit/test_perturbed.py",)
 BLOCKS = (*PERTURBED, "-k", "blocks")
 ESTIMATE = ("tests/unit/test_estimate.py",)
 ORACLE = (*ESTIMATE, "-k", "textbook or compact")
+PROBE = "tests/unit/test_probe.py"
 UNUSUAL = (*ESTIMATE, "-k", "members_cannot_share")
 HALF = (*ESTIMATE, "-k", "half_precision")
 GUIDANCE = ("tests/unit/test_guidance.py",)
@@ -53,6 +55,10 @@ JOB = "tests/unit/test_job.py"
 STATUS = "tests/unit/test_status.py"
 ARCHIVE = "tests/unit/test_archive.py"
 PRUNE = ("tests/unit/test_prune.py",)
+INTERVALS = ("tests/unit/test_analysis_intervals.py",)
+GUARDS = ("tests/unit/test_analysis_guards.py",)
+PARETO = ("tests/unit/test_analysis_pareto.py",)
+REPORT = ("tests/unit/test_report.py",)
 RESUME = (METHODS, "-k", "crashed and ZO")
 
 
@@ -203,6 +209,16 @@ MUTANTS = [
     Mutant("sequences that mix are not noticed", "sharing.py", "return not (together", "return True or (together", (*ARCHITECTURES, "-k", "keep_its_sequences")),
     Mutant("the trial's noise is too small to see", "sharing.py", "SCALE = 1e-2", "SCALE = 1e-7", (*ARCHITECTURES, "-k", "keep_its_sequences")),
     Mutant("a model is tried every step", "sharing.py", "        _seen_to[model] = ids\n", "        pass\n", (*ARCHITECTURES, "-k", "tried_once")),
+    # The probe.
+    Mutant("an estimate that is not a mean", "probe.py", "torch._foreach_add_(total, direction, alpha=slope / q)", "torch._foreach_add_(total, direction, alpha=slope)", (PROBE, "-k", "cosine_and_length")),
+    Mutant("a line search uphill", "probe.py", "-factor * predicted", "factor * predicted", (PROBE, "-k", "line_search")),
+    Mutant("a parabola of other points", "probe.py", "near = slice(place - 1, place + 2)", "near = slice(0, 3)", (PROBE, "-k", "line_search")),
+    Mutant("batch noise with bias", "probe.py", "signal = square - noise / n", "signal = square", (PROBE, "-k", "without_bias")),
+    Mutant("the low-rank law is the Gaussian's", "laws.py", "one += share * (own + d - size)", "one += share * (d + 2)", (PROBE, "-k", "other_families")),
+    Mutant("curvature of one side", "landscape.py", "return (self.change(direction, scale) + self.change(direction, -scale)) / scale**2", "return 2 * self.change(direction, scale) / scale**2", (PROBE, "-k", "quadratics_own")),
+    Mutant("end weights that are the start's", "probe_run.py", "            _load_final(run, files)\n", "            pass\n", (PROBE, "-k", "start_and_end")),
+    Mutant("a mean of signed cosines", "analysis/probes.py", "mean_interval(values**2)", "mean_interval(values)", ("tests/unit/test_analysis_probes.py", "-k", "averages")),
+    Mutant("a bad eps is not said", "analysis/probes.py", "not errors[own] > BAD_SLOPE", "True", ("tests/unit/test_analysis_probes.py", "-k", "bad_eps")),
     Mutant("the parallel plan tried again every step", "estimate.py", "        _unsupported.add(objective.model)\n", "", (*ARCHITECTURES, "-k", "one_warning")),
     Mutant("labels not shifted by the entry", "estimate.py", "labels[:, 1:].to(device)", "labels.to(device)", (*ESTIMATE, "-k", "shifts_the_labels")),
     Mutant("no seed is always seed 0", "estimate.py", "seed = torch.randint(2**62, ()).item()", "seed = 0", (*ESTIMATE, "-k", "without_a_seed")),
@@ -280,7 +296,14 @@ MUTANTS = [
     # The run.
     Mutant("labels not shifted in the trainer", "run.py", "blocks[:, 1:], PRECISIONS", "blocks[:, :-1], PRECISIONS", PATH),
     Mutant("dropout on", "models.py", "resid_pdrop=0.0", "resid_pdrop=0.1", (METHODS, "-k", "no_dropout")),
-    Mutant("weights in half precision", "run.py", "        device=device,\n        gradient_checkpointing", "        device=device,\n        dtype=PRECISIONS[spec.precision],\n        gradient_checkpointing", (METHODS, "-k", "weights_stay")),
+    Mutant("weights in half precision", "run.py", "PRECISIONS[spec.weights.removesuffix(\"-nearest\")]", "PRECISIONS[spec.precision]", (METHODS, "-k", "weights_stay")),
+    Mutant("norms' weights in bf16", "run.py", "matrices_alone=True", "matrices_alone=False", (METHODS, "-k", "in_bf16")),
+    Mutant("checkpoints of bf16 weights planned as fp32", "footprint.py", 'return FLOAT if spec.weights == "fp32" else 2', "return FLOAT", ("tests/unit/test_footprint.py", "-k", "half")),
+    Mutant("stochastic rounding always down", "rounding.py", ".add_(bits.to(torch.int32))", "", ROUNDING),
+    Mutant("one rounding for all steps", "rounding.py", "seed, step, ROUNDING)", "seed, 0, ROUNDING)", ROUNDING),
+    Mutant("one rounding for all blocks", "rounding.py", "torch.empty_like(exact), 0, parameter, start)", "torch.empty_like(exact), 0, parameter)", ROUNDING),
+    Mutant("rounding asked for, not taken", "methods.py", "-state.learning_rate, store_)\n        return lambda: direction.norm", "-state.learning_rate)\n        return lambda: direction.norm", (METHODS, "-k", "in_bf16")),
+    Mutant("dense updates rounded by the optimizer", "methods.py", 'if state.spec.weights != "fp32":', "if False:", (METHODS, "-k", "in_bf16")),
     Mutant("validation by the run's block size", "run.py", "validation_blocks(spec.validation_block_size", "validation_blocks(spec.block_size", (METHODS, "-k", "validation_reads")),
     Mutant("optimizer state not resumed", "run.py", 'unpack_state(self.state.optimizers, tensors, checkpoint.state["optimizers"])', "pass", RESUME),
     Mutant("ledger not resumed", "run.py", 'self.ledger = Ledger(**checkpoint.state["ledger"])', "self.ledger.step = checkpoint.step", RESUME),
@@ -301,29 +324,53 @@ MUTANTS = [
     Mutant("events written over one another", "job.py", " | os.O_APPEND", "", (JOB, "-k", "many_processes")),
     Mutant("a lock is not looked at", "status.py", "if is_held(", "if False and (", (STATUS, "-k", "while_its_process")),
     Mutant("a slow run elsewhere is lost", "status.py", "max(SILENT_S, 5 * _usual_gap(rows))", "SILENT_S", (STATUS, "-k", "between_two_rows")),
-    Mutant("half a row read", "status.py", '.split("\\n")[1:-1]', '.split("\\n")[1:]', (STATUS, "-k", "half_a_row")),
+    Mutant("half a row read", "record.py", '.split("\\n")[1:-1]', '.split("\\n")[1:]', (STATUS, "-k", "half_a_row")),
     Mutant("a reused process number", "sweep_record.py", "return same and", "return", (STATUS, "-k", "at_work")),
-    Mutant("a crashed run pruned", "prune.py", '("done", "diverged")', '("done", "diverged", "crashed")', PRUNE),
+    Mutant("a crashed run pruned", "record.py", '("done", "diverged")', '("done", "diverged", "crashed")', PRUNE),
     Mutant("a run that trains pruned", "prune.py", "yield False\n                return", "pass", PRUNE),
     Mutant("times packed", "archive.py", "info.mtime, info.mode = os.fstat(content.fileno()).st_size, EPOCH, 0o644", "info.mtime, info.mode = os.fstat(content.fileno()).st_size, os.fstat(content.fileno()).st_mtime, 0o644", (ARCHIVE, "-k", "same_bytes")),
     Mutant("links packed", "archive.py", "if path.is_file() and not hidden and not any(part.is_symlink() for part in on_the_way)", "if path.is_file() and not hidden", (ARCHIVE, "-k", "no_regular_file")),
-    Mutant("optimizer state not planned for", "footprint.py", "* (1 + states)", "", ("tests/unit/test_footprint.py", "-k", "checkpoint")),
+    Mutant("optimizer state not planned for", "footprint.py", " + FLOAT * states", "", ("tests/unit/test_footprint.py", "-k", "checkpoint")),
     Mutant("a full disk only warns", "preflight.py", "if needed > free and certain:", "if False:", ("tests/unit/test_preflight.py", "-k", "disk")),
     Mutant("type and shape not hashed", "checkpoint.py", 'f"{name} {tensor.dtype} {list(tensor.shape)}\\n"', 'f"{name}"', CHECKPOINT),
     # What ends an attempt, and what the next one makes of it.
     Mutant("a full disk is a bug", "causes.py", "errno.ENOSPC, ", "", ("tests/contract/test_disk.py",)),
-    Mutant("a bug is tried again", "crash.py", "(may_pass(exit_status) and not last_attempt)", "not last_attempt", RECORD),
+    Mutant("a bug is tried again", "crash.py", "(may_pass(exit_status, reason) and not last_attempt)", "not last_attempt", RECORD),
     Mutant("a run outside the grid is recorded", "crash.py", " or not record or", " or", RECORD),
     Mutant("a plain kill halves", "attempt.py", 'if now["kills"] > then["kills"]:', "if True:", (MEMORY, "-k", "plain_kill")),
     Mutant("counts of another boot compared", "attempt.py", ' or then.get("boot") != now["boot"]', "", (MEMORY, "-k", "another_machine")),
     Mutant("the limit forgotten", "attempt.py", 'last["reductions"] if going_on else []', "[]", (MEMORY, "-k", "keeps_the_limit")),
-    Mutant("the limit kept for ever", "attempt.py", 'same and last["ended"] not in ("done", "diverged")', "same", (MEMORY, "-k", "without_limits")),
+    Mutant("the limit kept for ever", "attempt.py", 'same and last["ended"] not in FINISHED', "same", (MEMORY, "-k", "without_limits")),
+    Mutant("a hybrid's backprop not split", "attempt.py", "if not used & BACKPROP:", 'if "query_budget_q" in used or not used & BACKPROP:', (MEMORY, "-k", "what_is_halved")),
+    Mutant("a hybrid's parts forgotten", "attempt.py", ".model_copy(update=self.limits)", "", (MEMORY, "-k", "after_a_kill")),
     Mutant("parts that do not divide the batch", "attempt.py", "if spec.batch_size % n == 0", "if True", (MEMORY, "-k", "what_is_halved")),
     Mutant("a finished run repeated by a job that waited", "train.py", "if now == before or", "if True or", ("tests/contract/test_kills.py", "-k", "waited")),
     Mutant("any folder is a run's", "record.py", '[A-Za-z0-9.+_-]*", self.run)', '.*", self.run)', RECORD),
     Mutant("Random replayed along its estimate", "replay.py", "METHODS[state.spec.mode]().direction(state, estimate)", "estimate", (REPLAY, "-k", "Random")),
     Mutant("replay without the schedule", "replay.py", 'line["step"], line["learning_rate"]', 'line["step"], state.spec.learning_rate', (REPLAY, "-k", "cosine")),
     Mutant("backprop steps replayed", "replay.py", "if method.backward_passes(spec, step):", "if False:", (REPLAY, "-k", "backprop")),
+    # The analysis: what would win a comparison falsely.
+    Mutant("seeds not paired", "analysis/intervals.py", "mean_interval(left[shared] - right[shared], confidence)", "mean_interval(np.sort(left[shared]) - np.sort(right[shared])[::-1], confidence)", (*INTERVALS, "-k", "paired")),
+    Mutant("the sign of a difference", "analysis/intervals.py", "mean_interval(left[shared] - right[shared], confidence)", "mean_interval(right[shared] - left[shared], confidence)", (*INTERVALS, "-k", "paired")),
+    Mutant("comparisons not counted", "analysis/intervals.py", "(1 - confidence) / max(1, comparisons)", "(1 - confidence)", (*INTERVALS, "-k", "bonferroni")),
+    Mutant("a normal quantile for few seeds", "analysis/intervals.py", "stdtrit(n - 1, ", "stdtrit(10**9, ", (*INTERVALS, "-k", "scipys_paired")),
+    Mutant("a bootstrap of three seeds", "analysis/intervals.py", "BOOTSTRAP_FROM = 10", "BOOTSTRAP_FROM = 2", (*INTERVALS, "-k", "few_seeds")),
+    Mutant("a verdict from the narrow interval", "analysis/verdicts.py", "wide = [widen(gap, comparisons) for gap in gaps]", "wide = gaps", (*GUARDS, "-k", "counts_all")),
+    Mutant("a guard's cost forgotten", "analysis/verdicts.py", "    if against:\n", "    if False:\n", (*GUARDS, "-k", "one_seed")),
+    Mutant("FO ahead and behind swapped", "analysis/verdicts.py", "if gap.low > 0:", "if gap.high < 0:", (*GUARDS, "-k", "honest")),
+    Mutant("the highest rate is inside", "analysis/guards.py", '"high edge": "highest", ', "", (*GUARDS, "-k", "edge")),
+    Mutant("an untuned FO costs nothing", "analysis/guards.py", 'return self.compared if mode == "FO" else (mode,)', "return (mode,)", (*GUARDS, "-k", "edge")),
+    Mutant("unequal budgets compared", "analysis/guards.py", "> TOLERANCE * theirs[kind])", "> 10 * theirs[kind])", (*GUARDS, "-k", "budget")),
+    Mutant("a mean of survivors passes", "analysis/guards.py", 'if 0 < row["n"] < planned:', "if False:", (*GUARDS, "-k", "surviving")),
+    Mutant("a repeat is a seed", "analysis/guards.py", "(seeds.isna().any() or seeds.duplicated().any())", "False", (*GUARDS, "-k", "repeats")),
+    Mutant("a method that climbs has learned", "analysis/guards.py", "            if gap >= 0:", "            if gap >= 99:", (*GUARDS, "-k", "swapped")),
+    Mutant("training loss passes for validation loss", "analysis/guards.py", '== "final_loss":', '== "nothing":', (*GUARDS, "-k", "taken_for")),
+    Mutant("no control is missed", "analysis/guards.py", "    if missing:\n", "    if False:\n", (*GUARDS, "-k", "control")),
+    Mutant("a divergence in part unsaid", "analysis/guards.py", "        if gone and left:", "        if False:", (*GUARDS, "-k", "in_part")),
+    Mutant("a beaten point on the front", "analysis/pareto.py", "(best < lowest)", "(best <= lowest + 1)", PARETO),
+    Mutant("memory that FO does not fit in", "analysis/curves.py", "<= SLACK * limit", "<= np.inf", (*PARETO, "-k", "must_fit")),
+    Mutant("backward passes at no price", "analysis/curves.py", "+ backward_cost * frame", "+ 0 * frame", (*PARETO, "-k", "price")),
+    Mutant("what runs wrote becomes markup", "analysis/report.py", "autoescape=True", "autoescape=False", (*REPORT, "-k", "markup")),
     # One run over several processes.
     Mutant("a direction evaluated by two ranks", "ranks.py", "start = rank * size + min(rank, larger)", "start = rank * size", PLACES),
     Mutant("no rank for what is left over", "ranks.py", "range(start, start + size + (rank < larger))", "range(start, start + size)", PLACES),

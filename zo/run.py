@@ -113,8 +113,8 @@ def build_run(
 ) -> tuple[Run, dict[str, Any]]:
     """Build model, optimizers and data of a run at step 0, and the facts its manifest keeps of them.
 
-    ``accumulation`` splits FO's batch into more parts than the spec says, for lack of memory. ``ranks`` build
-    the run together. Raises UserError for settings that they cannot share.
+    ``accumulation`` splits backprop's batch into more parts than the spec says, for lack of memory.
+    ``ranks`` build the run together. Raises UserError for settings that they cannot share.
     """
     check_ranks(spec, ranks.count)
     data = _open_data(dataset_spec(spec), cache_root)
@@ -156,6 +156,8 @@ def build_state(
         vocab_size,
         spec.seed,
         device=device,
+        dtype=PRECISIONS[spec.weights.removesuffix("-nearest")],
+        matrices_alone=True,  # near 1, where norms' weights lie, bf16 numbers are farther apart than eps z
         gradient_checkpointing=spec.gradient_checkpointing,
     )
     named = select_scope(model, spec.scope)
@@ -168,7 +170,7 @@ def build_state(
         weight_decay=spec.weight_decay,
         cautious=spec.cautious,
     )
-    return State(model, [p for _, p in named], optimizers, spec, plan, _objective_of(model, spec)), named
+    return State(model, [p for _, p in named], optimizers, spec, plan, objective_of(model, spec)), named
 
 
 def frozen_digest(state: State) -> str:
@@ -197,7 +199,7 @@ def _open_data(wanted: DatasetSpec, cache_root: Path) -> TokenCache:
     return open_cache(folder if (folder / "meta.json").exists() else build_cache(wanted, cache_root))
 
 
-def _objective_of(model: torch.nn.Module, spec: RunSpec):
+def objective_of(model: torch.nn.Module, spec: RunSpec):
     """Next-token prediction: position t of a block [B, T + 1] predicts token t + 1."""
 
     def objective(blocks: torch.Tensor) -> Objective:

@@ -11,12 +11,12 @@ import zo
 
 PACKAGE = Path(zo.__file__).parent
 GROUPS = {
-    1: "philox directions noise members scratch perturbed optimizers errors files causes place heartbeat"
-    " ranks",
-    2: "plan objective replica sharing estimate guidance methods mezo",
+    1: "philox directions noise rounding members scratch perturbed optimizers errors files laws causes place"
+    " heartbeat ranks",
+    2: "plan objective replica sharing estimate guidance methods mezo landscape probe",
     3: "sizes models corpus textfiles tokenizer token_cache dataset",
     4: "spec study footprint",
-    5: "attempt ledger job record checkpoint gpus crash run replay loop train launch",
+    5: "attempt ledger job record checkpoint gpus crash run replay loop train launch probe_run",
     6: "analysis sweep_record status",
     7: "status_table machine archive prune preflight bench sweep doctor cli __main__",
 }

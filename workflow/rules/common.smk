@@ -19,11 +19,13 @@ from zo.study import caches_of, load_study
 
 
 def checked(function, *arguments):
-    """A user's mistake ends snakemake with one line, not with a traceback."""
+    """A user's mistake, or a full disk, ends snakemake with one line, not with a traceback."""
     try:
         return function(*arguments)
     except UserError as error:
         sys.exit(f"Error in the study: {error}")
+    except OSError as error:
+        sys.exit(f"Error: {error}")
 
 
 STUDY = checked(load_study, config)
@@ -91,8 +93,10 @@ if LOCAL:
     }
 
 # A prefix replaces Snakemake's strict mode, so it says it again. The trap keeps Ctrl-C from passing as a crash.
-# Jobs use the python that runs snakemake, and this checkout's zo; `--sdm conda` puts its own python before it.
-ENVIRONMENT["PATH"] = f"{os.path.dirname(sys.executable)}:$PATH"
+# Jobs use the python that runs snakemake, and this checkout's zo. Not with `--sdm conda`, which activates the
+# rule's environment before this prefix: ours would hide its python.
+if not workflow.deployment_settings.deployment_method:
+    ENVIRONMENT["PATH"] = f"{os.path.dirname(sys.executable)}:$PATH"
 EXPORTS = " ".join(f"{name}={value}" for name, value in ENVIRONMENT.items())
 shell.prefix(f"set -euo pipefail; trap 'exit 130' INT; export {EXPORTS}; ")
 
@@ -143,7 +147,7 @@ onstart:
     else:
         means = Means(workflow.nodes, workflow.nodes, local=False)
     checked(preflight, STUDY, means)
-    begin_sweep(STUDY, means.jobs)
+    checked(begin_sweep, STUDY, means.jobs)
 
 
 onsuccess:

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from zo.cli import checking, reading, sweeping, training
+from zo.causes import TRY_AGAIN, is_out_of_memory
+from zo.cli import checking, probing, reading, sweeping, training
 from zo.errors import UserError
 
 PROGRAM = "zo"
@@ -37,11 +38,17 @@ COMMANDS = {
     "analyze": Command(reading.analyze, reading.add_analyze_flags, "summarize a folder of CSV logs"),
     "plot": Command(reading.plot, reading.add_plot_flags, "draw the figures of a folder of CSV logs"),
     "stats": Command(reading.stats, reading.add_stats_flags, "print the statistics of a folder of CSV logs"),
+    "report": Command(
+        reading.report, reading.add_report_flags, "write the report of a folder of CSV logs: one HTML file"
+    ),
     "bench": Command(
         checking.bench, checking.add_bench_flags, "time a ZO step against inference, an FO step and MeZO"
     ),
     "replay": Command(
         training.replay, training.add_replay_flags, "rebuild a ZO run's final weights from its scalar log"
+    ),
+    "probe": Command(
+        probing.probe, probing.add_probe_flags, "measure a run's ZO estimates against the exact gradient"
     ),
     "doctor": Command(
         checking.doctor, checking.add_doctor_flags, "print versions, devices, memory, and what is missing"
@@ -58,17 +65,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # torch is loaded; docs/benchmarks.md has what it costs.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     words = [_hyphens(word) for word in (sys.argv[1:] if arguments is None else arguments)]
-    options = build_parser(*words[:1]).parse_args(words)
     try:
+        options = build_parser(*words[:1]).parse_args(words)
         return options.door(options) or 0
     except UserError as error:
-        print(f"{PROGRAM} {options.command}: {error}", file=sys.stderr)
+        print(f"{PROGRAM} {words[0]}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `zo stats ... | head`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
         return 0
+    except Exception as error:  # while it was imported, say: no step that could be made smaller
+        if not is_out_of_memory(error):
+            raise
+        line = str(error).strip().split("\n")[-1] or type(error).__name__
+        print(
+            f"{PROGRAM} {words[0]}: out of memory: {line}: give it more, or run less at once", file=sys.stderr
+        )
+        return TRY_AGAIN
 
 
 def build_parser(wanted: str | None = None) -> argparse.ArgumentParser:
