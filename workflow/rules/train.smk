@@ -1,6 +1,21 @@
 # One job a run. A crash costs its own run alone: see zo/crash.py and docs/decisions/crashed-runs.md.
 
 RETRIES = STUDY.workflow.retries
+# Also of a cluster's job, where `gpus:` names none of this machine's.
+GPUS_PER_RUN = 0 if STUDY.workflow.gpus == "none" else STUDY.workflow.gpus_per_run
+
+
+def run_memory_mb(wildcards, attempt):
+    """MB of host memory of a run's job. Local sweeps have no limit, so nothing waits for it there."""
+    return attempt * job_memory_mb(read_spec(wildcards.run), GPUS_PER_RUN)
+
+
+def run_minutes(wildcards, input, attempt, threads):
+    """Time limit of a run's job; asked again before each start, when the cache says how long an epoch is."""
+    tokens = corpus_tokens(input.caches[0])
+    return attempt * job_minutes(
+        read_spec(wildcards.run), GPUS_PER_RUN, threads, tokens
+    )
 
 
 rule train:
@@ -24,7 +39,10 @@ rule train:
         "../../envs/zo.yaml"
     threads: STUDY.workflow.threads
     resources:
-        gpu=STUDY.workflow.gpus_per_run,
+        # What a cluster's job asks for; more at each attempt, for the last may have failed for lack of it.
+        gpu=GPUS_PER_RUN,
+        mem_mb=run_memory_mb,
+        runtime=run_minutes,
         attempt=lambda wildcards, attempt: attempt,
         last_attempt=lambda wildcards, attempt: int(attempt > RETRIES),
         record_crash=lambda wildcards: int(wildcards.run in STUDY.runs),

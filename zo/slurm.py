@@ -1,0 +1,41 @@
+"""How the sweep's Snakemake learns from Slurm that a job has ended.
+
+Its executor plugin asks `sacct` wherever that is installed; without an accounting database `sacct` knows no job,
+and Snakemake waits for ever. `squeue` knows an ended job only while slurmctld remembers it.
+"""
+
+import re
+import subprocess
+
+from zo.errors import UserError
+
+LONGEST_PAUSE_S = 180
+"""Between two questions of the plugin (2.8.0). A job that is forgotten in between is never seen to end."""
+
+
+def choose_status_command() -> str:
+    """`sacct` where the cluster keeps accounts, else `squeue`.
+
+    Raises UserError where neither can be relied on: no accounts, and ended jobs forgotten too soon.
+    """
+    if _run("sacct", "--noheader", "--allocations", "--starttime=now") is not None:
+        return "sacct"
+    config = _run("scontrol", "show", "config")
+    if config is None:
+        raise UserError("Slurm does not answer (scontrol show config): run snakemake on a login node")
+    remembered = re.search(r"^MinJobAge\s*=\s*(\d+)", config, re.MULTILINE)
+    if remembered and int(remembered[1]) <= LONGEST_PAUSE_S:
+        raise UserError(
+            f"this cluster keeps no accounts (sacct fails) and forgets an ended job after {remembered[1]} s, so "
+            f"its end could be missed: ask for MinJobAge above {LONGEST_PAUSE_S} in slurm.conf, or for slurmdbd"
+        )
+    return "squeue"
+
+
+def _run(*command: str) -> str | None:
+    """What a command prints; None where it is missing or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout
