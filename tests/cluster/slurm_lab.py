@@ -24,7 +24,9 @@ ETC = Path("/etc/slurm")
 """Where Slurm looks by itself: Snakemake's job steps drop SLURM_CONF, so the files must be (links) here."""
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun")
 DATABASE_PROGRAMS = ("slurmdbd", "mariadbd", "mariadb-install-db")
-INSTALL = "apt-get install -y --no-install-recommends slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge"
+INSTALL = (
+    "apt-get install -y --no-install-recommends slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge"
+)
 GPUS, CPUS = 4, 16
 PATIENCE_S = 30
 
@@ -136,7 +138,12 @@ class Lab:
     def _start_accounts(self) -> None:
         """A database, its daemon, and an account ``lab`` that root may use."""
         data, socket = self.folder / "database", self.folder / "database.socket"
-        install = ["mariadb-install-db", "--auth-root-authentication-method=normal", "--user=root", "--skip-test-db"]
+        install = [
+            "mariadb-install-db",
+            "--auth-root-authentication-method=normal",
+            "--user=root",
+            "--skip-test-db",
+        ]
         subprocess.run([*install, f"--datadir={data}"], check=True, capture_output=True)
         own = [f"--datadir={data}", f"--socket={socket}", f"--pid-file={data}/pid", "--user=root"]
         self._run("mariadbd", "--no-defaults", *own, "--skip-networking", "--innodb-lock-wait-timeout=900")

@@ -44,7 +44,9 @@ def test_a_cluster_leaves_nothing_behind_even_when_its_test_is_killed(tmp_path, 
     while slurm_lab.leftovers(tmp_path / "lab") or (tmp_path / "lab").exists():
         assert time.monotonic() < deadline + 60
         time.sleep(0.1)
-    assert not [path for path in (slurm_lab.ETC / "slurm.conf", slurm_lab.ETC / "gres.conf") if path.is_symlink()]
+    assert not [
+        path for path in (slurm_lab.ETC / "slurm.conf", slurm_lab.ETC / "gres.conf") if path.is_symlink()
+    ]
     assert "sleep 500" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
 
 

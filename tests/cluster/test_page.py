@@ -33,14 +33,21 @@ def checkout(tmp_path) -> Path:
     for name in ("workflow", "profiles", "zo", "envs"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     profile = tmp_path / "profiles/slurm/config.yaml"
-    profile.write_text(fill_in(profile.read_text(), slurm_partition="gpu", slurm_account="lab", gpu_model="fake"))
+    keys = {
+        "slurm_partition": "gpu",
+        "slurm_account": "lab",
+        "set-resources": "",
+        "  train": "",
+        "gpu_model": "fake",
+    }
+    profile.write_text(fill_in(profile.read_text(), keys))
     return tmp_path
 
 
-def fill_in(text: str, **values: str) -> str:
+def fill_in(text: str, keys: dict[str, str]) -> str:
     """Uncomment keys of the profile, with the cluster's values."""
-    for key, value in values.items():
-        text, found = re.subn(rf"^( *)# {key}: \S+", rf"\1{key}: {value}", text, flags=re.M)
+    for key, value in keys.items():
+        text, found = re.subn(rf"^( *)# ( *){key}:( \S+)?", rf"\1\2{key}: {value}", text, flags=re.M)
         assert found == 1, key
     return text
 

@@ -27,13 +27,14 @@ CRASHES, LONG, DIVERGES, QUICK = (
 )
 GRID = STUDY | {
     "learning_rates": {"FO": "1e-1", "ZO": ["1e-3", "1e10"], "Frozen": 1e-3},
-    "max_steps": 1500,
+    "max_steps": 600,
     "checkpoint_interval": 10**6,  # but for a signal's, there are none
-    "log_interval": 100,
+    "log_interval": 50,
     "validation_interval": 1000,
     "threads": 2,
 }
-ENDLESS = STUDY | {"modes": "ZO", "learning_rates": 1e-3, "max_steps": 10**7, "checkpoint_interval": 10**6}
+ENDLESS = STUDY | {"modes": "ZO", "learning_rates": 1e-3, "max_steps": 10**7}
+ENDLESS |= {"checkpoint_interval": 10**6, "log_interval": 20, "validation_interval": 10**4}
 SOON = ("--slurm-init-seconds-before-status-checks", "5")
 ZO = LONG
 PATIENCE_S = 300
@@ -96,7 +97,7 @@ def swept(lab, tmp_path_factory) -> ClusterSweep:
     sweep = ClusterSweep(tmp_path_factory.mktemp("swept"), GRID, profile="slurm")
     (sweep.results / "runs" / CRASHES / "spec.json").mkdir(parents=True)
     sweep.begin()
-    sweep.wait_for_words(LONG, "step 200/")
+    sweep.wait_for_words(LONG, "step 100/")
     sweep.told = sweep.status()
     sweep.cancelled = sweep.job_of(LONG)["JobId"]
     subprocess.run(["scancel", sweep.cancelled], check=True)
@@ -128,15 +129,17 @@ def test_results_equal_the_local_ones_to_the_byte(swept, local, run):
 
 def test_a_cancelled_run_stops_at_a_checkpoint_and_goes_on_from_it(swept):
     log = swept.log(LONG)
-    stopped, resumed = (re.findall(rf"{words} (\d+)", log) for words in ("stopped at step", "resumed at step"))
+    stopped, resumed = (
+        re.findall(rf"{words} (\d+)", log) for words in ("stopped at step", "resumed at step")
+    )
     assert len(stopped) == 1, log
     assert stopped == resumed
-    assert 200 <= int(stopped[0]) < GRID["max_steps"]
+    assert 100 <= int(stopped[0]) < GRID["max_steps"]
     assert swept.records[swept.cancelled]["JobState"] == "CANCELLED"
 
 
 def test_each_job_asks_for_what_its_run_takes(swept):
-    spec = load_study(GRID).runs[LONG]
+    spec = load_study(GRID | {"dataset": "shakespeare"}).runs[LONG]  # of any corpus that is found from here
     job = swept.records[swept.cancelled]
     tokens = read_json(next(swept.results.glob("cache/*/meta.json")))["tokens"]["train"]
     assert job["MinMemoryNode"] == f"{job_memory_mb(spec, gpus=1)}M"
@@ -199,7 +202,7 @@ def endless(lab, tmp_path):
     yield sweep
     sweep.interrupt()
     assert sweep.process.returncode != 0
-    assert {job["JobState"] for job in sweep.jobs().values()} <= {"CANCELLED", "TIMEOUT", "FAILED"}
+    assert sweep.job_of(ZO)["JobState"] == "CANCELLED"
 
 
 def test_a_run_whose_time_is_up_stops_at_a_checkpoint_and_goes_on(endless):
@@ -224,9 +227,9 @@ def test_the_profile_has_a_run_stopped_before_its_time_is_up(endless):
 
 def test_a_preempted_run_waits_and_goes_on_under_the_same_job(endless):
     endless.begin()
-    endless.wait_for_words(ZO, "step 2/")
+    endless.wait_for_words(ZO, "step 20/")
     first = endless.job_of(ZO)["JobId"]
-    urgent = "sbatch --partition=urgent --gpus=4 --output=/dev/null --wait --wrap".split()
+    urgent = ["sbatch", "--partition=urgent", "--gpus=4", "--output=/dev/null", "--wait", "--wrap"]
     subprocess.run([*urgent, "sleep 1"], check=True, capture_output=True)
     endless.wait_for_words(ZO, "resumed at step")
     assert endless.job_of(ZO)["JobId"] == first

@@ -138,7 +138,10 @@ def test_a_jobs_time_is_its_work_at_the_rate_of_what_it_runs_on_and_never_below_
 
 
 def test_a_jobs_memory_covers_the_estimate_with_a_margin_and_on_a_gpu_grows_with_the_weights_alone():
-    small, wide = make(model_size="20M", query_budget_q=8), make(model_size="20M", query_budget_q=8, batch_size=64)
+    small, wide = (
+        make(model_size="20M", query_budget_q=8),
+        make(model_size="20M", query_budget_q=8, batch_size=64),
+    )
     for spec in (small, wide):
         assert job_memory_mb(spec, gpus=0) * 1e6 >= 1.5 * memory_bytes(spec)
         assert job_memory_mb(spec, gpus=0) % 100 == 0

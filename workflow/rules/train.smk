@@ -34,7 +34,8 @@ rule train:
     benchmark:
         f"{RESULTS}/runs/{{run}}/benchmark.tsv"
     priority: lambda wildcards: predicted_length(wildcards.run)
-    retries: RETRIES
+    # Inside a cluster's job another Snakemake reads this: it must not try again with the same time and memory.
+    retries: 0 if workflow.remote_exec else RETRIES
     conda:
         "../../envs/zo.yaml"
     threads: STUDY.workflow.threads
@@ -43,6 +44,8 @@ rule train:
         gpu=GPUS_PER_RUN,
         mem_mb=run_memory_mb,
         runtime=run_minutes,
+        # Two minutes before its time is up a run stops after its step and writes a checkpoint.
+        slurm_extra="--signal=TERM@120",
         attempt=lambda wildcards, attempt: attempt,
         last_attempt=lambda wildcards, attempt: int(attempt > RETRIES),
         record_crash=lambda wildcards: int(wildcards.run in STUDY.runs),
