@@ -28,15 +28,15 @@ CPU thread: 1.9 ms a pass and 7.8 us a token, so that a batch of 1 is far from a
 NOMINAL_TOKENS = 1e8
 """Of a corpus; the true number is not known before its cache is built, and is one for all runs of a study."""
 CUDA_PROCESS_BYTES = 4 * 2**30
-"""Of host memory, for a process with torch's CUDA libraries, their context and pinned buffers. Not measured."""
+"""Of host memory, for torch's CUDA libraries, their context and pinned buffers. Not measured."""
 LAUNCHER_BYTES = 600 * 2**20
-"""Of a cluster's job beside the run: two Snakemakes that know the whole study. Measured: 2 x 130 MiB for 4 runs,
-270 MiB each for 10,000."""
+"""Of a cluster's job beside the run: two Snakemakes that know the whole study. Measured: 160 MiB each for a
+study of 1 run, 270 for 10,000."""
 MEMORY_MARGIN = 1.5
 """What a cluster is asked for over the estimate, which lay up to 23 % under the measured peaks."""
 THREAD_RATE, GPU_RATE = 5e9, 5e11
-"""Tokens x parameters that a CPU thread or a GPU puts through a forward pass in a second, for time limits: a limit
-must not be missed. Measured: 1.3e10 a thread for the 100k model, 2.8e10 for 20M. No GPU was: 1 TFLOP/s."""
+"""Tokens x parameters that a CPU thread or a GPU puts through forward passes in a second, low on purpose: a
+time limit must not be missed. Measured: 1.3e10 a thread (100k model), 2.8e10 (20M). No GPU: 1 TFLOP/s."""
 PASS_S = 0.01
 """A pass takes at least so long, on a GPU launching its kernels."""
 FLOOR_MINUTES = 30

@@ -1,7 +1,7 @@
 """How the sweep's Snakemake learns from Slurm that a job has ended.
 
-Its executor plugin asks `sacct` wherever that is installed; without an accounting database `sacct` knows no job,
-and Snakemake waits for ever. `squeue` knows an ended job only while slurmctld remembers it.
+Its executor plugin asks `sacct` wherever that is installed; without an accounting database `sacct` knows no
+job, and Snakemake waits for ever. `squeue` knows an ended job only while slurmctld remembers it.
 """
 
 import re
@@ -26,8 +26,8 @@ def choose_status_command() -> str:
     remembered = re.search(r"^MinJobAge\s*=\s*(\d+)", config, re.MULTILINE)
     if remembered and int(remembered[1]) <= LONGEST_PAUSE_S:
         raise UserError(
-            f"this cluster keeps no accounts (sacct fails) and forgets an ended job after {remembered[1]} s, so "
-            f"its end could be missed: ask for MinJobAge above {LONGEST_PAUSE_S} in slurm.conf, or for slurmdbd"
+            f"this cluster keeps no accounts (sacct fails) and forgets an ended job after {remembered[1]} s: "
+            f"its end could be missed; ask for slurmdbd, or MinJobAge above {LONGEST_PAUSE_S} in slurm.conf"
         )
     return "squeue"
 

@@ -29,7 +29,7 @@ def started_lab(folder: Path, *flags: str):
 
 @pytest.fixture(scope="session")
 def start_lab() -> Callable:
-    """A function: starts a cluster, a context manager; where that can't be, the test is skipped with the reason."""
+    """A context manager that holds a cluster; where none can be, it skips the test with the reason."""
 
     def start(folder: Path, *flags: str):
         if reason := slurm_lab.why_not(accounts="--accounts" in flags):

@@ -1,8 +1,8 @@
 """A Slurm of one node for tests: real daemons, pretended GPUs, no systemd: ``python slurm_lab.py FOLDER``.
 
-It says ``ready``, lives until its standard input ends, and then leaves nothing behind: no job, daemon, link or
-file. Standard input also ends when the process that holds the other end is killed, so a test that dies takes
-its cluster with it. By hand, in a terminal: Ctrl-D ends it.
+It says ``ready``, lives until its standard input ends, and then leaves nothing behind: no job, daemon, link
+or file. Standard input also ends when the process that holds the other end is killed, so a test that dies
+takes its cluster with it. By hand, in a terminal: Ctrl-D ends it.
 """
 
 import argparse
