@@ -46,10 +46,10 @@ STUDY = {
     "optimizer": ["sgd", "adamw"],
     "bp_interval": 3,
     "schedule": "cosine",
-    "max_steps": 120,
-    "checkpoint_interval": 4,
+    "max_steps": 400,  # most of a job's time is training, not its start
+    "checkpoint_interval": 10,
     "log_interval": 2,
-    "validation_interval": 20,
+    "validation_interval": 50,
     "validation_blocks": 4,
     "block_size": 16,
     "validation_block_size": 16,
@@ -103,12 +103,19 @@ class Sweep:
         return self._signal_job(draw, signal.SIGTERM)
 
     def _signal_job(self, draw, number) -> str | None:
-        jobs = self.jobs()
-        if not jobs:
-            return None
+        """One in training if there is one: of a job's start a kill is soon told."""
+        jobs, training = self.jobs(), []
         with contextlib.suppress(psutil.Error):
-            draw.choice(jobs).send_signal(number)
-            return f"a job got {number.name}"
+            training = [job for job in jobs if self.trains(name_of(job.cmdline()))]
+            if not jobs:
+                return None
+            draw.choice(training or jobs).send_signal(number)
+            return f"a job {'in training' if training else 'at its start'} got {number.name}"
+
+    def trains(self, run: str) -> bool:
+        """Whether a run's log has grown in the last two seconds."""
+        log = RunFiles(self.results, run).live_csv
+        return log.exists() and time.time() - log.stat().st_mtime < 2
 
     def kill_snakemake(self, draw) -> str:
         number = draw.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

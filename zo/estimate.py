@@ -22,6 +22,7 @@ from zo.objective import LossFunction, Objective
 from zo.perturbed import Perturbed, UnsupportedOperation
 from zo.plan import Plan
 from zo.scratch import Scratch
+from zo.sharing import can_share
 
 
 @dataclass(frozen=True)
@@ -124,14 +125,17 @@ def _evaluate(objective, parameters, directions, rows, scales: list[float], plan
         chunks = torch.arange(len(rows)).split(plan.directions_in_flight)
         passes = [(chunk.tolist(), scales) for chunk in chunks]
         try:
-            return _losses(objective, parameters, directions, rows, passes)
+            if can_share(objective, parameters):
+                return _losses(objective, parameters, directions, rows, passes)
+            reason = "does not keep the sequences of a batch apart, or in their order"
         except UnsupportedOperation as unsupported:
-            _unsupported.add(objective.model)
-            warnings.warn(
-                f"{type(objective.model).__name__} uses a trained parameter in {unsupported.operation!r}, "
-                "which the parallel plan cannot split by direction: using the sequential plan",
-                stacklevel=2,
-            )
+            reason = f"uses a trained parameter in {unsupported.operation!r}"
+        _unsupported.add(objective.model)
+        warnings.warn(
+            f"{type(objective.model).__name__} {reason}, which the parallel plan cannot split by direction: "
+            "using the sequential plan",
+            stacklevel=2,
+        )
     passes = [([query], [scale]) for query in range(len(rows)) for scale in scales]
     return _losses(objective, parameters, directions, rows, passes)
 

@@ -30,16 +30,20 @@ class Objective:
 
         None: one member, on the whole batch.
         """
-        inputs, targets = self.inputs, self.targets[None]
-        if rows is not None:
-            inputs = {name: value.index_select(0, rows.flatten()) for name, value in inputs.items()}
-            targets = self.targets[rows]
-        half = self.precision != torch.float32
-        with torch.autocast(self.targets.device.type, self.precision, enabled=half):
-            logits = self.model(**inputs).logits[:, : self.targets.shape[1]]
+        targets = self.targets[None] if rows is None else self.targets[rows]
+        logits = self.logits(None if rows is None else rows.flatten())[:, : self.targets.shape[1]]
         logits = logits.to(at_least_fp32(logits))
         parts = zip(logits.chunk(len(targets)), targets, strict=True)
         return torch.stack([self.loss_fn(part.flatten(0, 1), labels.flatten()) for part, labels in parts])
+
+    def logits(self, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """[R, T, V]: the model's output on the sequences ``rows`` [R], all of the batch if None."""
+        inputs = self.inputs
+        if rows is not None:
+            inputs = {name: value.index_select(0, rows) for name, value in inputs.items()}
+        half = self.precision != torch.float32
+        with torch.autocast(self.targets.device.type, self.precision, enabled=half):
+            return self.model(**inputs).logits
 
     @property
     def batch_size(self) -> int:

@@ -231,10 +231,11 @@ def test_a_batch_that_does_not_divide_among_its_directions_is_an_error(kind):
 
 def test_a_sharded_pass_reads_each_sequence_once_a_sign():
     model, batch, seen = build("gpt2", tied=True), make_batch(rows=8), []
+    noise = make_noise("lowrank", SEED, STEP, list(model.parameters()))
+    member_losses(model, noise, Plan("parallel", 8), batch=batch)  # the model is tried: zo/sharing.py
     model.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
     )
-    noise = make_noise("lowrank", SEED, STEP, list(model.parameters()))
     member_losses(model, noise, Plan("parallel", 8), q=8, sharded=True, batch=batch)
     assert len(seen) == 1  # q = batch size: two plain forward passes in one
     assert torch.equal(seen[0], batch.inputs["input_ids"].repeat_interleave(2, dim=0))
@@ -278,3 +279,56 @@ def test_a_model_of_other_operations_gets_one_warning_the_sequential_plan_and_th
     assert "sequential plan" in messages[0]
     assert losses == again
     assert losses == pytest.approx(dense_losses(model, noise, batch=batch), rel=1e-5)
+
+
+class Odd(torch.nn.Module):
+    """A language model that uses its batch in one more way: ``mix`` of the embedded tokens [n, T, d]."""
+
+    def __init__(self, mix):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(VOCABULARY, 16)
+        self.layer, self.head = torch.nn.Linear(16, 16), torch.nn.Linear(16, VOCABULARY)
+        self.register_buffer("positions", torch.randn(LENGTH + 1, 16))
+        self.mix = mix
+
+    def forward(self, input_ids, attention_mask=None):
+        return SimpleNamespace(logits=self.head(torch.tanh(self.mix(self, self.embedding(input_ids)))))
+
+
+def transpose(model, x):
+    n, t, d = x.shape
+    return model.layer(x.transpose(0, 1).reshape(t * n, d)).view(t, n, d).transpose(0, 1)
+
+
+def sort(model, x):
+    order = x.flatten(0, 1)[:, 0].argsort()
+    return model.layer(x.flatten(0, 1)[order])[order.argsort()].view(x.shape)
+
+
+ODD = {
+    "a table through a layer of its own": lambda m, x: x + m.layer(m.positions)[: x.shape[1]],
+    "tokens before sequences": transpose,
+    "tokens in another order": sort,
+    "statistics over the batch": lambda m, x: m.layer(x - x.mean(0)),
+}
+
+
+@pytest.mark.parametrize("mix", ODD)
+def test_a_model_that_does_not_keep_its_sequences_apart_gets_the_sequential_plan(mix):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Odd(ODD[mix]).eval()
+    noise, batch = make_noise("gaussian", SEED, STEP, list(model.parameters())), make_batch()
+    with pytest.warns(UserWarning, match="Odd does not keep the sequences of a batch apart"):
+        losses, _ = member_losses(model, noise, Plan("parallel", 2), batch=batch)
+    assert losses == pytest.approx(dense_losses(model, noise, batch=batch), rel=1e-5)
+
+
+def test_a_model_is_tried_once_and_the_trial_leaves_the_global_generator_alone():
+    model, passes = build("gpt2", tied=True), []
+    model.register_forward_pre_hook(lambda *_: passes.append(1))
+    noise, before = make_noise("gaussian", SEED, STEP, list(model.parameters())), torch.get_rng_state()
+    for expected in (3 + 1, 3 + 2):
+        member_losses(model, noise, Plan("parallel", Q))
+        assert len(passes) == expected
+    assert torch.equal(torch.get_rng_state(), before)

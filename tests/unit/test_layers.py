@@ -12,7 +12,7 @@ import zo
 PACKAGE = Path(zo.__file__).parent
 GROUPS = {
     1: "philox directions noise members scratch perturbed optimizers errors files",
-    2: "plan objective estimate guidance methods mezo",
+    2: "plan objective sharing estimate guidance methods mezo",
     3: "sizes models corpus textfiles tokenizer token_cache dataset",
     4: "spec study footprint",
     5: "causes attempt ledger job record checkpoint gpus crash run replay train",
