@@ -49,7 +49,13 @@ class Sweep:
         output, _ = process.communicate(timeout=280)
         return subprocess.CompletedProcess(process.args, process.returncode, output)
 
-    def start(self, *arguments: str, address_space: int | None = None, **environment: str):
+    def start(
+        self,
+        *arguments: str,
+        output=subprocess.PIPE,
+        address_space: int | None = None,
+        **environment: str,
+    ) -> subprocess.Popen:
         """Start snakemake; its process. ``address_space``: bytes that each process of it may have."""
         command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), *arguments]
         command += ["--workflow-profile", str(ROOT / "profiles" / self.profile)]
@@ -61,7 +67,7 @@ class Sweep:
             cwd=self.folder,
             env=env | environment,
             text=True,
-            stdout=subprocess.PIPE,
+            stdout=output,
             stderr=subprocess.STDOUT,
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, limit) if address_space else None,
         )

@@ -13,10 +13,11 @@ LONGEST_PAUSE_S = 180
 """Between two questions of the plugin (2.8.0). A job that is forgotten in between is never seen to end."""
 
 
-def choose_status_command() -> str:
+def choose_status_command(first_pause_s: int = 40) -> str:
     """`sacct` where the cluster keeps accounts, else `squeue`.
 
-    Raises UserError where neither can be relied on: no accounts, and ended jobs forgotten too soon.
+    ``first_pause_s``: seconds before the plugin's first question; it trusts squeue for jobs remembered three
+    times as long. Raises UserError where neither command will do: no accounts, and jobs forgotten too soon.
     """
     if _run("sacct", "--noheader", "--allocations", "--starttime=now") is not None:
         return "sacct"
@@ -24,10 +25,11 @@ def choose_status_command() -> str:
     if config is None:
         raise UserError("Slurm does not answer (scontrol show config): run snakemake on a login node")
     remembered = re.search(r"^MinJobAge\s*=\s*(\d+)", config, re.MULTILINE)
-    if remembered and int(remembered[1]) <= LONGEST_PAUSE_S:
+    needed = max(LONGEST_PAUSE_S, 3 * first_pause_s)
+    if remembered and int(remembered[1]) <= needed:
         raise UserError(
             f"this cluster keeps no accounts (sacct fails) and forgets an ended job after {remembered[1]} s: "
-            f"its end could be missed; ask for slurmdbd, or MinJobAge above {LONGEST_PAUSE_S} in slurm.conf"
+            f"its end could be missed; ask for slurmdbd, or MinJobAge above {needed} in slurm.conf"
         )
     return "squeue"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import slurm_lab
+from real_sweep import STUDY, Sweep
 
 from zo.errors import UserError
 from zo.slurm import choose_status_command
@@ -53,8 +54,19 @@ def test_a_cluster_leaves_nothing_behind_even_when_its_test_is_killed(tmp_path, 
 def test_without_accounts_squeue_tells_of_ended_jobs_unless_they_are_forgotten_too_soon(start_lab, tmp_path):
     with start_lab(tmp_path):
         assert choose_status_command() == "squeue"
-    with start_lab(tmp_path, "--min-job-age", "60"), pytest.raises(UserError, match="after 60 s"):
-        choose_status_command()
+        with pytest.raises(UserError, match="MinJobAge above 360"):
+            choose_status_command(first_pause_s=120)
+
+
+def test_a_cluster_that_would_be_waited_for_for_ever_stops_the_sweep_with_one_line(start_lab, tmp_path):
+    sweep = Sweep(tmp_path, STUDY | {"modes": "Frozen"}, profile="slurm")
+    with start_lab(tmp_path, "--min-job-age", "60"):
+        refused = sweep.run()
+        assert not slurm_lab.ask("squeue", "--noheader", "--states=all")
+    assert refused.returncode != 0
+    [line] = [line for line in refused.stdout.splitlines() if line.startswith("Error")]
+    assert "forgets an ended job after 60 s" in line
+    assert "Traceback" not in refused.stdout
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 from real_sweep import STUDY, Sweep
@@ -45,10 +46,13 @@ class ClusterSweep(Sweep):
 
     def begin(self, *arguments: str) -> None:
         """Start snakemake, its output in a file."""
-        self.process = self.start(*SOON, *arguments)
+        self.said = self.folder / "snakemake.log"  # a pipe that nobody reads would fill
+        with open(self.said, "w") as log:
+            self.process = self.start(*SOON, *arguments, output=log)
 
     def finish(self) -> None:
-        self.output, _ = self.process.communicate(timeout=PATIENCE_S)
+        self.process.wait(PATIENCE_S)
+        self.output = self.said.read_text()
 
     def jobs(self) -> dict[str, dict[str, str]]:
         """Slurm's records of this study's jobs, ended ones too, by id."""
@@ -76,7 +80,7 @@ class ClusterSweep(Sweep):
         deadline = time.monotonic() + PATIENCE_S
         while not holds():
             assert time.monotonic() < deadline
-            assert self.process.poll() is None, self.process.stdout.read()
+            assert self.process.poll() is None, self.said.read_text()
             time.sleep(0.2)
 
     def wait_for_words(self, run: str, words: str, times: int = 1) -> None:
@@ -92,7 +96,7 @@ class ClusterSweep(Sweep):
 def swept(lab, tmp_path_factory) -> ClusterSweep:
     """A sweep in which one run crashes, one diverges, and one is cancelled while it trains.
 
-    ``seen``: Slurm's record of every job by (run or rule, attempt); ``told``: zo status, meanwhile.
+    ``told``: what zo status said meanwhile; ``records``: Slurm's of all jobs, at the end.
     """
     sweep = ClusterSweep(tmp_path_factory.mktemp("swept"), GRID, profile="slurm")
     (sweep.results / "runs" / CRASHES / "spec.json").mkdir(parents=True)
@@ -195,46 +199,52 @@ def test_nothing_runs_again_when_all_is_done_whichever_profile_asks(swept):
     assert swept.planned() == []
 
 
-@pytest.fixture
-def endless(lab, tmp_path):
-    """A sweep of one run that never ends; snakemake is interrupted after the test."""
+CLOCKS = {
+    "late": ("--set-resources", "train:runtime=1 if attempt == 1 else 60", "train:slurm_extra=''"),
+    "warned": ("--set-resources", "train:runtime=3 if attempt == 1 else 60"),
+}
+"""A run that the cluster ends when its time is up, and one with the rule's signal two minutes before."""
+
+
+@pytest.fixture(scope="module")
+def endless(lab, tmp_path_factory) -> Iterator[dict[str, ClusterSweep]]:
+    """Sweeps of one run that never ends, one for each of CLOCKS, side by side: Slurm counts in minutes.
+
+    Snakemake is interrupted at the end, which must cancel its jobs.
+    """
+    sweeps = {name: ClusterSweep(tmp_path_factory.mktemp(name), ENDLESS, profile="slurm") for name in CLOCKS}
+    for name, sweep in sweeps.items():
+        sweep.begin(*CLOCKS[name])
+    yield sweeps
+    for sweep in sweeps.values():
+        sweep.process.send_signal(signal.SIGINT)
+    for sweep in sweeps.values():
+        sweep.finish()
+
+
+@pytest.mark.parametrize(("name", "end"), [("late", "TIMEOUT"), ("warned", "FAILED")])
+def test_a_run_whose_time_is_up_stops_at_a_checkpoint_and_goes_on_with_more(endless, name, end):
+    sweep = endless[name]
+    sweep.wait_for_words(ZO, "resumed at step")
+    _, first, second = sorted(sweep.jobs().values(), key=lambda job: int(job["JobId"]))
+    assert (first["JobState"], second["TimeLimit"]) == (end, "01:00:00")
+    assert_went_on(sweep)
+
+
+def test_a_preempted_run_waits_and_goes_on_and_ctrl_c_cancels_it(lab, tmp_path):
     sweep = ClusterSweep(tmp_path, ENDLESS, profile="slurm")
-    yield sweep
+    sweep.begin()
+    sweep.wait_for_words(ZO, "step 20/")
+    first = sweep.job_of(ZO)["JobId"]
+    urgent = ["sbatch", "--partition=urgent", "--gpus=4", "--output=/dev/null", "--wait", "--wrap"]
+    subprocess.run([*urgent, "sleep 1"], check=True, capture_output=True)
+    sweep.wait_for_words(ZO, "resumed at step")
+    job = sweep.job_of(ZO)
+    assert (job["JobId"], job["Restarts"]) == (first, "1")
+    assert_went_on(sweep)
     sweep.interrupt()
     assert sweep.process.returncode != 0
     assert sweep.job_of(ZO)["JobState"] == "CANCELLED"
-
-
-def test_a_run_whose_time_is_up_stops_at_a_checkpoint_and_goes_on(endless):
-    """The cluster's own end, without a signal before it; the second attempt has more time."""
-    endless.begin("--set-resources", "train:runtime=1 if attempt == 1 else 60", "train:slurm_extra=''")
-    endless.wait_until(lambda: endless.job_of(ZO))
-    timed_out = endless.job_of(ZO)["JobId"]
-    endless.wait_for_words(ZO, "resumed at step")
-    assert endless.jobs()[timed_out]["JobState"] == "TIMEOUT"
-    assert_went_on(endless)
-
-
-def test_the_profile_has_a_run_stopped_before_its_time_is_up(endless):
-    endless.begin("--set-resources", "train:runtime=3 if attempt == 1 else 60")
-    endless.wait_until(lambda: endless.job_of(ZO))
-    stopped = endless.job_of(ZO)["JobId"]
-    endless.wait_for_words(ZO, "resumed at step")
-    assert endless.jobs()[stopped]["JobState"] == "FAILED"
-    assert endless.jobs()[stopped]["ExitCode"] != "0:0"
-    assert_went_on(endless)
-
-
-def test_a_preempted_run_waits_and_goes_on_under_the_same_job(endless):
-    endless.begin()
-    endless.wait_for_words(ZO, "step 20/")
-    first = endless.job_of(ZO)["JobId"]
-    urgent = ["sbatch", "--partition=urgent", "--gpus=4", "--output=/dev/null", "--wait", "--wrap"]
-    subprocess.run([*urgent, "sleep 1"], check=True, capture_output=True)
-    endless.wait_for_words(ZO, "resumed at step")
-    assert endless.job_of(ZO)["JobId"] == first
-    assert endless.job_of(ZO)["Restarts"] == "1"
-    assert_went_on(endless)
 
 
 def assert_went_on(sweep: ClusterSweep) -> None:

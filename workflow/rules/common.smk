@@ -148,7 +148,10 @@ def settle_with_slurm(executor):
     """Only the study says how its jobs should be called, and only the cluster which command sees them end."""
     from zo.slurm import choose_status_command
 
-    workflow.executor_settings.status_command = checked(choose_status_command)
+    settings = workflow.executor_settings
+    settings.status_command = checked(
+        choose_status_command, settings.init_seconds_before_status_checks
+    )
     executor.run_uuid = f"{STUDY.workflow.study}_{executor.run_uuid}"
 
 
