@@ -20,13 +20,13 @@ $(STAMP): pyproject.toml envs/pins.txt envs/data.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r envs/data.txt
 	@touch $@
 
-sweep: install ## the default sweep, config.yaml: minutes; ends in results/summary.txt
+sweep: install ## the default sweep, config.yaml: minutes; ends in results/report.html
 	$(BIN)/snakemake
-	@echo "results/summary.txt:" && sed -n '1,12p' results/summary.txt
+	@echo "results/report.html is the report; results/summary.txt:" && sed -n '1,12p' results/summary.txt
 
 quick: install ## a small study, about a minute: results/quick/summary.txt
 	$(BIN)/snakemake --configfile workflow/studies/quick.yaml
-	@echo "results/quick/summary.txt:" && sed -n '1,10p' results/quick/summary.txt
+	@echo "results/quick/report.html is the report; results/quick/summary.txt:" && sed -n '1,10p' results/quick/summary.txt
 
 test: install ## the fast tests
 	$(BIN)/python -m pytest -n 2

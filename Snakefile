@@ -20,6 +20,7 @@ if not workflow.overwrite_configfiles:
 include: "workflow/rules/common.smk"
 include: "workflow/rules/dataset.smk"
 include: "workflow/rules/train.smk"
+include: "workflow/rules/probe.smk"
 include: "workflow/rules/analysis.smk"
 
 
@@ -29,6 +30,8 @@ rule all:
         rules.complete.output,
         rules.summary.output,
         rules.plots.output,
+        expand(rules.probe.output, run=STUDY.probed()),
+        rules.report.output,
         # Listed one by one so that a deleted log is made again.
         expand(rules.train.output, run=STUDY.runs),
     localrule: True

@@ -118,7 +118,7 @@ def _preset_row(size: str, architecture: str) -> list[str]:
 def _default(info) -> str:
     if info.is_required():
         return "must be given"
-    return "none" if info.default is None else f"`{_spell(info.default)}`"
+    return "none" if info.default in (None, ()) else f"`{_spell(info.default)}`"
 
 
 def _spell(value: Any) -> str:
@@ -143,6 +143,7 @@ def _allowed(key: str, info) -> str:
     signs = {"ge": "from {}", "gt": "above {}", "le": "to {}", "lt": "below {}"}
     found = [(text, getattr(limit, sign, None)) for limit in info.metadata for sign, text in signs.items()]
     names = {int: "whole number", float: "number", bool: "`true`, `false`", str: "text"}
+    names[tuple[str, ...]] = "text or list of them"
     return " ".join(
         [names[kind], *(text.format(_limit(value)) for text, value in found if value is not None)]
     )

@@ -58,6 +58,8 @@ STUDY = {
     "retries": 2,
 }
 DISK = "192m"
+PATIENCE = 120
+"""Seconds to wait for a job in training."""
 TIMED = ["seconds", "tokens_per_second", "peak_memory_mb"]
 
 
@@ -103,19 +105,26 @@ class Sweep:
         return self._signal_job(draw, signal.SIGTERM)
 
     def _signal_job(self, draw, number) -> str | None:
-        """One in training if there is one: of a job's start a kill is soon told."""
-        jobs, training = self.jobs(), []
+        """Mostly one in training, waited for: on a busy machine most of a job's time is its start."""
+        deadline = time.monotonic() + (PATIENCE if draw.random() < 0.8 else 0)
+        while not (training := [job for job in self.jobs() if self.trains(job)]):
+            if time.monotonic() > deadline or self.snakemake.poll() is not None:
+                break
+            time.sleep(0.2)
+        else:
+            time.sleep(draw.uniform(0, 3))
+        if not (jobs := training or self.jobs()):
+            return None
         with contextlib.suppress(psutil.Error):
-            training = [job for job in jobs if self.trains(name_of(job.cmdline()))]
-            if not jobs:
-                return None
-            draw.choice(training or jobs).send_signal(number)
+            draw.choice(jobs).send_signal(number)
             return f"a job {'in training' if training else 'at its start'} got {number.name}"
 
-    def trains(self, run: str) -> bool:
-        """Whether a run's log has grown in the last two seconds."""
-        log = RunFiles(self.results, run).live_csv
-        return log.exists() and time.time() - log.stat().st_mtime < 2
+    def trains(self, job: psutil.Process) -> bool:
+        """Whether it has written to its run's log."""
+        with contextlib.suppress(psutil.Error, OSError):
+            log = RunFiles(self.results, name_of(job.cmdline())).live_csv
+            return log.stat().st_mtime > job.create_time()
+        return False
 
     def kill_snakemake(self, draw) -> str:
         number = draw.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

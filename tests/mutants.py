@@ -29,6 +29,7 @@ PERTURBED = ("tests/unit/test_perturbed.py",)
 BLOCKS = (*PERTURBED, "-k", "blocks")
 ESTIMATE = ("tests/unit/test_estimate.py",)
 ORACLE = (*ESTIMATE, "-k", "textbook or compact")
+PROBE = "tests/unit/test_probe.py"
 UNUSUAL = (*ESTIMATE, "-k", "members_cannot_share")
 HALF = (*ESTIMATE, "-k", "half_precision")
 GUIDANCE = ("tests/unit/test_guidance.py",)
@@ -50,6 +51,10 @@ STATUS = "tests/unit/test_status.py"
 ARCHIVE = "tests/unit/test_archive.py"
 PRUNE = ("tests/unit/test_prune.py",)
 FOOTPRINT = ("tests/unit/test_footprint.py", "-k", "job or epoch or ledger")
+INTERVALS = ("tests/unit/test_analysis_intervals.py",)
+GUARDS = ("tests/unit/test_analysis_guards.py",)
+PARETO = ("tests/unit/test_analysis_pareto.py",)
+REPORT = ("tests/unit/test_report.py",)
 RESUME = (METHODS, "-k", "crashed and ZO")
 
 
@@ -200,6 +205,14 @@ MUTANTS = [
     Mutant("sequences that mix are not noticed", "sharing.py", "return not (together", "return True or (together", (*ARCHITECTURES, "-k", "keep_its_sequences")),
     Mutant("the trial's noise is too small to see", "sharing.py", "SCALE = 1e-2", "SCALE = 1e-7", (*ARCHITECTURES, "-k", "keep_its_sequences")),
     Mutant("a model is tried every step", "sharing.py", "        _seen_to[model] = ids\n", "        pass\n", (*ARCHITECTURES, "-k", "tried_once")),
+    # The probe.
+    Mutant("an estimate that is not a mean", "probe.py", "torch._foreach_add_(total, direction, alpha=slope / q)", "torch._foreach_add_(total, direction, alpha=slope)", (PROBE, "-k", "cosine_and_length")),
+    Mutant("a line search uphill", "probe.py", "-factor * predicted", "factor * predicted", (PROBE, "-k", "line_search")),
+    Mutant("a parabola of other points", "probe.py", "near = slice(place - 1, place + 2)", "near = slice(0, 3)", (PROBE, "-k", "line_search")),
+    Mutant("batch noise with bias", "probe.py", "signal = square - noise / n", "signal = square", (PROBE, "-k", "without_bias")),
+    Mutant("the low-rank law is the Gaussian's", "laws.py", "one += share * (own + d - size)", "one += share * (d + 2)", (PROBE, "-k", "other_families")),
+    Mutant("curvature of one side", "landscape.py", "return (self.change(direction, scale) + self.change(direction, -scale)) / scale**2", "return 2 * self.change(direction, scale) / scale**2", (PROBE, "-k", "quadratics_own")),
+    Mutant("end weights that are the start's", "probe_run.py", "            _load_final(run, files)\n", "            pass\n", (PROBE, "-k", "start_and_end")),
     Mutant("the parallel plan tried again every step", "estimate.py", "        _unsupported.add(objective.model)\n", "", (*ARCHITECTURES, "-k", "one_warning")),
     Mutant("labels not shifted by the entry", "estimate.py", "labels[:, 1:].to(device)", "labels.to(device)", (*ESTIMATE, "-k", "shifts_the_labels")),
     Mutant("no seed is always seed 0", "estimate.py", "seed = torch.randint(2**62, ()).item()", "seed = 0", (*ESTIMATE, "-k", "without_a_seed")),
@@ -327,6 +340,28 @@ MUTANTS = [
     Mutant("a job's time ignores its GPUs' number", "footprint.py", "gpus * GPU_RATE or threads", "(GPU_RATE if gpus else 0) or threads", FOOTPRINT),
     Mutant("an epoch of a nominal corpus for ever", "footprint.py", "spec.epochs * corpus_tokens", "spec.epochs * NOMINAL_TOKENS", FOOTPRINT),
     Mutant("a pass takes no time by itself", "footprint.py", "a_pass = PASS_S + spec", "a_pass = spec", FOOTPRINT),
+    # The analysis: what would win a comparison falsely.
+    Mutant("seeds not paired", "analysis/intervals.py", "mean_interval(left[shared] - right[shared], confidence)", "mean_interval(np.sort(left[shared]) - np.sort(right[shared])[::-1], confidence)", (*INTERVALS, "-k", "paired")),
+    Mutant("the sign of a difference", "analysis/intervals.py", "mean_interval(left[shared] - right[shared], confidence)", "mean_interval(right[shared] - left[shared], confidence)", (*INTERVALS, "-k", "paired")),
+    Mutant("comparisons not counted", "analysis/intervals.py", "(1 - confidence) / max(1, comparisons)", "(1 - confidence)", (*INTERVALS, "-k", "bonferroni")),
+    Mutant("a normal quantile for few seeds", "analysis/intervals.py", "stdtrit(n - 1, ", "stdtrit(10**9, ", (*INTERVALS, "-k", "scipys_paired")),
+    Mutant("a bootstrap of three seeds", "analysis/intervals.py", "BOOTSTRAP_FROM = 10", "BOOTSTRAP_FROM = 2", (*INTERVALS, "-k", "few_seeds")),
+    Mutant("a verdict from the narrow interval", "analysis/verdicts.py", "wide = [widen(gap, comparisons) for gap in gaps]", "wide = gaps", (*GUARDS, "-k", "counts_all")),
+    Mutant("a guard's cost forgotten", "analysis/verdicts.py", "    if against:\n", "    if False:\n", (*GUARDS, "-k", "one_seed")),
+    Mutant("FO ahead and behind swapped", "analysis/verdicts.py", "if gap.low > 0:", "if gap.high < 0:", (*GUARDS, "-k", "honest")),
+    Mutant("the highest rate is inside", "analysis/guards.py", '"high edge": "highest", ', "", (*GUARDS, "-k", "edge")),
+    Mutant("an untuned FO costs nothing", "analysis/guards.py", 'return self.compared if mode == "FO" else (mode,)', "return (mode,)", (*GUARDS, "-k", "edge")),
+    Mutant("unequal budgets compared", "analysis/guards.py", "> TOLERANCE * theirs[kind])", "> 10 * theirs[kind])", (*GUARDS, "-k", "budget")),
+    Mutant("a mean of survivors passes", "analysis/guards.py", 'if 0 < row["n"] < planned:', "if False:", (*GUARDS, "-k", "surviving")),
+    Mutant("a repeat is a seed", "analysis/guards.py", "(seeds.isna().any() or seeds.duplicated().any())", "False", (*GUARDS, "-k", "repeats")),
+    Mutant("a method that climbs has learned", "analysis/guards.py", "            if gap >= 0:", "            if gap >= 99:", (*GUARDS, "-k", "swapped")),
+    Mutant("training loss passes for validation loss", "analysis/guards.py", '== "final_loss":', '== "nothing":', (*GUARDS, "-k", "taken_for")),
+    Mutant("no control is missed", "analysis/guards.py", "    if missing:\n", "    if False:\n", (*GUARDS, "-k", "control")),
+    Mutant("a divergence in part unsaid", "analysis/guards.py", "        if gone and left:", "        if False:", (*GUARDS, "-k", "in_part")),
+    Mutant("a beaten point on the front", "analysis/pareto.py", "(best < lowest)", "(best <= lowest + 1)", PARETO),
+    Mutant("memory that FO does not fit in", "analysis/curves.py", "<= SLACK * limit", "<= np.inf", (*PARETO, "-k", "must_fit")),
+    Mutant("backward passes at no price", "analysis/curves.py", "+ backward_cost * frame", "+ 0 * frame", (*PARETO, "-k", "price")),
+    Mutant("what runs wrote becomes markup", "analysis/report.py", "autoescape=True", "autoescape=False", (*REPORT, "-k", "markup")),
 ]  # fmt: skip
 
 

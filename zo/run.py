@@ -152,7 +152,7 @@ def build_state(
         weight_decay=spec.weight_decay,
         cautious=spec.cautious,
     )
-    return State(model, [p for _, p in named], optimizers, spec, plan, _objective_of(model, spec)), named
+    return State(model, [p for _, p in named], optimizers, spec, plan, objective_of(model, spec)), named
 
 
 def frozen_digest(state: State) -> str:
@@ -179,7 +179,7 @@ def _open_data(wanted: DatasetSpec, cache_root: Path) -> TokenCache:
     return open_cache(folder if (folder / "meta.json").exists() else build_cache(wanted, cache_root))
 
 
-def _objective_of(model: torch.nn.Module, spec: RunSpec):
+def objective_of(model: torch.nn.Module, spec: RunSpec):
     """Next-token prediction: position t of a block [B, T + 1] predicts token t + 1."""
 
     def objective(blocks: torch.Tensor) -> Objective:

@@ -1,5 +1,6 @@
 """A study: the file that lists axes and settings, and the grid of runs it stands for."""
 
+import fnmatch
 import itertools
 import re
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from zo.dataset import DatasetSpec
 from zo.errors import UserError, suggest, unknown
 from zo.methods import METHODS
+from zo.sizes import validate_scope
 from zo.spec import (
     AXES,
     LENGTHS,
@@ -32,7 +34,7 @@ PLURAL = {
     "learning_rate": "learning_rates",
 }
 """Keys of the axes that every name spells out; every other key is the setting's own name."""
-RESERVED = ("cache", "csv_logs", "job_logs", "runs", "plots")
+RESERVED = ("cache", "csv_logs", "job_logs", "runs", "plots", "probes")
 """Folders of the default study, which no other study may be named like."""
 REQUIRED = ("study", "modes", "learning_rates")
 
@@ -50,6 +52,9 @@ def _read_gpus(value: Any) -> Any:
 
 
 Gpus = Annotated[str | tuple[str, ...], BeforeValidator(_read_gpus)]
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
 
 
 class Workflow(BaseModel):
@@ -73,6 +78,12 @@ class Workflow(BaseModel):
         "checkpoint", description="of a finished run: weights and optimizer state, weights alone, or neither"
     )
     plot_each_run: bool = Field(False, description="draw one curve for each run too")
+    probe: Words = Field(
+        (), description="runs whose estimates are held against the exact gradient: names, with * and ?"
+    )
+    probe_scopes: Words = Field(
+        (), description="scopes of those runs' models that are probed; their own if none"
+    )
 
 
 @dataclass(frozen=True)
@@ -92,6 +103,15 @@ class Study:
     def resolve(self, run: str) -> RunSpec:
         """The spec of any run name: of a cell of the grid, or of one outside it with the same settings."""
         return self.runs[run] if run in self.runs else parse_name(run, **self.settings)
+
+    def probed(self) -> list[str]:
+        """Names of the runs that ``probe`` asks for. Raises UserError for a pattern that fits none."""
+        for pattern in self.workflow.probe:
+            if not fnmatch.filter(self.runs, pattern):
+                raise UserError(
+                    f"probe: {pattern!r} fits no run of the study, e.g. {next(iter(self.runs))!r}"
+                )
+        return [run for run in self.runs if any(fnmatch.fnmatchcase(run, p) for p in self.workflow.probe)]
 
     def caches(self) -> dict[str, DatasetSpec]:
         """Folder name -> DatasetSpec of every token cache that the grid's runs read."""
@@ -126,6 +146,9 @@ def load_study(config: Mapping[str, Any]) -> Study:
         spec = RunSpec.make(**settings, **cell)
         runs.setdefault(spec.name, spec)
     study = Study(workflow, runs, settings)
+    for run in study.probed():
+        for scope in workflow.probe_scopes:
+            validate_scope(scope, runs[run].model_size, runs[run].architecture)
     for dataset in study.caches().values():
         dataset.source().check()  # a corpus that can't be read is an error before any job
     return study

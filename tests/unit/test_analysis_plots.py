@@ -6,9 +6,11 @@ import pytest
 from made_runs import write_beside, write_crash, write_run, write_sweep
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from zo.analysis.pareto import measure_pareto
 from zo.analysis.plots import FIGURES, write_plots
 from zo.analysis.stats import name_method
 from zo.analysis.table import read_logs, summarize_runs
+from zo.errors import UserError
 
 ALWAYS = [
     "loss_vs_steps",
@@ -16,6 +18,8 @@ ALWAYS = [
     "final_loss_vs_lr_by_q",
     "loss_heatmap_lr_q",
     "time_and_memory",
+    "pareto_memory",
+    "pareto_passes",
 ]
 
 
@@ -92,7 +96,7 @@ def test_nothing_finished_gives_panels_that_say_so(tmp_path):
     write_crash(folder, "ZO_full_bs4_q1_lr1e-05", ["boom"])
     write_run(folder, "FO", "full", 0, 1e-1, diverges_at=1)
     paths = write_plots(folder, tmp_path / "plots", per_run=True)
-    assert len(paths) == 7
+    assert len(paths) == 9
     logs = read_logs(folder)
     figure = FIGURES["loss_vs_steps"](logs, summarize_runs(logs))
     assert "1 crashed" in figure.axes[0].texts[0].get_text()
@@ -127,3 +131,31 @@ def test_labels_name_no_setting_that_a_method_does_not_read(tmp_path):
     assert not {"trainable_parameters"} & set(runs.columns)
     labels = {name_method(row, runs) for _, row in runs.iterrows() if row["mode"] != "ZO"}
     assert labels == {"FO", "Frozen"}
+
+
+def test_the_drawn_front_is_the_one_of_the_table(tmp_path):
+    folder = tmp_path / "csv_logs"
+    write_run(folder, "FO", "full", 0, 1e-2)
+    write_run(folder, "ZO", "full", 8, 1e-3)
+    logs = read_logs(folder)
+    runs = summarize_runs(logs)
+    table = measure_pareto(logs, runs).set_index("mode")
+    memory, passes = (
+        FIGURES[name](logs, runs).axes[0].lines[-1] for name in ("pareto_memory", "pareto_passes")
+    )
+    assert memory.get_label() == passes.get_label() == "front"
+    np.testing.assert_allclose(
+        memory.get_xydata(), [[416, table.loc["ZO", "loss"]], [900, table.loc["FO", "loss"]]]
+    )
+    assert passes.get_xdata()[0] == table.loc["FO", "passes_from"]
+    assert passes.get_xdata()[-1] == table.loc["FO", "passes_to"]
+
+
+@pytest.mark.parametrize("format", ["svg", "pdf"])
+def test_figures_for_papers_are_the_same_bytes_twice(tmp_path, format):
+    write_run(tmp_path / "csv_logs", "ZO", "full", 8, 1e-3)
+    first, second = (write_plots(tmp_path / "csv_logs", tmp_path / name, format=format) for name in "ab")
+    assert first[0].suffix == f".{format}"
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    with pytest.raises(UserError, match="allowed: png, svg, pdf"):
+        write_plots(tmp_path / "csv_logs", tmp_path, format="gif")

@@ -7,7 +7,7 @@ import scipy.stats
 from made_runs import START, true_val_loss, write_run, write_sweep
 
 from zo.analysis import curves, stats
-from zo.analysis.plots import predict_cosine
+from zo.analysis.curve_plots import predict_cosine
 from zo.analysis.table import read_logs, summarize_runs
 
 
@@ -166,6 +166,16 @@ def test_curves_without_a_common_range_are_not_compared(folder):
     (folder / f"{run}.csv").write_text("\n".join([lines[0], *lines[7:]]) + "\n")  # starts at step 30
     row = pick(curves.compare_equal_budgets(*load(folder)), kind="steps")
     assert row[["budget", "loss", "difference"]].isna().all()
+
+
+def test_a_setting_that_only_one_of_two_runs_has_makes_them_two_cells(folder):
+    """Else they would pass for two seeds of one cell."""
+    for rate in (None, 0.3):
+        spec = {"mode": "Calibrate", "bp_learning_rate": rate}
+        write_run(folder, "Calibrate", "full", 8, 1e-3, spec=spec, name=f"run_{rate}")
+    best = stats.best_learning_rates(load(folder)[1])
+    assert best["n"].tolist() == [1, 1]
+    assert set(best["bp_learning_rate"].fillna(0)) == {0, 0.3}
 
 
 def test_problems_of_different_size_are_never_compared(folder):

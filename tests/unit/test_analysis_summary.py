@@ -10,6 +10,7 @@ from made_runs import write_beside, write_crash, write_run, write_sweep
 
 from zo.analysis.layout import render, shorten
 from zo.analysis.summary import stats_text, write_summary
+from zo.cli import main
 from zo.errors import UserError
 
 
@@ -127,10 +128,32 @@ def test_stats_come_in_four_formats(folder):
     assert "Convergence" in plain
     assert "| full | 5.000 | ZO q=8 |" in md
     tables = json.loads(stats_text(folder, format="json"))
-    assert list(tables) == ["answer", "best_learning_rates", "convergence", "equal_budgets", "costs"]
+    assert list(tables) == [
+        *("answer", "guards", "best_learning_rates", "convergence", "equal_budgets", "pareto", "costs")
+    ]
     frame = pd.read_csv(io.StringIO(stats_text(folder, format="csv")))
     assert set(frame["table"]) == set(tables)
     assert len(frame) == sum(map(len, tables.values()))
+
+
+def test_the_whole_summary_comes_in_every_format(tmp_path, capsys):
+    folder, said = tmp_path / "csv_logs", {}
+    write_run(folder, "FO", "full", 0, 1e-2)
+    write_run(folder, "FO", "full", 0, 1e-1, diverges_at=30)
+    write_run(folder, "ZO", "full", 8, 1e-3)
+    for format in ("text", "md", "csv", "json", "tex"):
+        assert main(["analyze", str(folder), "--out", str(tmp_path), "--format", format]) == 0
+        said[format] = capsys.readouterr().out
+    assert said["text"] == (tmp_path / "summary.txt").read_text()
+    assert said["csv"] == (tmp_path / "summary.csv").read_text()
+    assert len(json.loads(said["json"])["runs"]) == 3
+    assert "| FO_full_bs4_q0_lr1e-01 | diverged |" in said["md"]
+    tables = re.findall(r"\\begin\{tabular\}\{(\w+)\}(.*?)\\end\{tabular\}", said["tex"], re.S)
+    assert len(tables) == 7
+    for columns, body in tables:  # as many cells a row as columns, and nothing that LaTeX reads as a command
+        rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+        assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {len(columns) - 1}
+    assert not re.search(r"(?<!\\)[%#_]", said["tex"])
 
 
 def test_wrong_formats_and_targets_are_user_errors(folder):

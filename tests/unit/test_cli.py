@@ -23,7 +23,7 @@ from zo.study import PLURAL, load_study, read_study
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ("train", "sweep", "status", "pack", "prune", "cache", "analyze", "plot", "stats", "bench")
-COMMANDS += ("replay", "doctor", "crash")
+COMMANDS += ("replay", "probe", "doctor", "crash")
 S1 = (
     "--modes FO,ZO --scopes reduced,full --batch-sizes 2,4,8 --query-budgets 1,2,4,8 "
     "--learning-rates 1e-4,1e-5 --epochs 2 --parallel 4 --gpus 0,1,2,3 --log-interval 10"

@@ -212,7 +212,7 @@ def run_zo(line: str, folder: Path) -> None:
 def test_the_readmes_zo_lines_run_in_their_order(tmp_path):
     """The folder of logs is the one that the hand-made run wrote."""
     lines = [line for line in readme_commands("python -m zo") if " sweep " not in line]
-    assert len(lines) == 6
+    assert len(lines) == 7
     for line in lines:
         line = line.replace("status results", "status results/hand")
         run_zo(line.replace("results/csv_logs", "results/hand/csv_logs"), tmp_path)
@@ -308,6 +308,7 @@ def test_every_column_of_the_csv_log_is_described_in_its_order():
 def produced(tmp_path_factory):
     """A results folder after a finished run, a crash, a summary and plots, without a workflow."""
     from zo.analysis.plots import write_plots
+    from zo.analysis.report import write_report
     from zo.analysis.summary import write_summary
     from zo.crash import handle_crash
     from zo.train import train
@@ -322,6 +323,7 @@ def produced(tmp_path_factory):
     handle_crash(results, "FO_full_bs2_q0_lr1e-03", exit_status=1, last_attempt=True)
     write_summary(results / "csv_logs", results / "summary.txt", results / "summary.csv")
     write_plots(results / "csv_logs", results / "plots", per_run=True)
+    write_report(results / "csv_logs", results / "report.html")
     return results, spec
 
 

@@ -11,11 +11,11 @@ import zo
 
 PACKAGE = Path(zo.__file__).parent
 GROUPS = {
-    1: "philox directions noise members scratch perturbed optimizers errors files",
-    2: "plan objective sharing estimate guidance methods mezo",
+    1: "philox directions noise members scratch perturbed optimizers errors files laws",
+    2: "plan objective sharing estimate guidance methods mezo landscape probe",
     3: "sizes models corpus textfiles tokenizer token_cache dataset",
     4: "spec study footprint",
-    5: "causes attempt ledger job record checkpoint gpus crash run replay train",
+    5: "causes attempt ledger job record checkpoint gpus crash run replay train probe_run",
     6: "analysis sweep_record status",
     7: "status_table machine slurm archive prune preflight bench sweep doctor cli __main__",
 }

@@ -1,8 +1,11 @@
 """The sweep as people run it: real snakemake processes on a study of four short runs."""
 
 import re
+import zipfile
+from pathlib import Path
 
 import pytest
+from browser import WIDTHS, find_overflow, find_overlaps, open_browser, read_console, show
 from real_sweep import STUDY, Sweep, runs_of
 
 FO = "FO_full_bs2_q0_lr1e-01_block16"
@@ -38,6 +41,14 @@ def test_one_crashed_run_costs_only_itself(sweep):
     assert len(list((sweep.results / "plots").glob("*.png"))) >= 5
 
 
+def test_the_report_of_a_crashed_sweep_says_so_and_how_to_make_each_row(sweep):
+    page = (sweep.results / "report.html").read_text()
+    assert "3 done, 1 crashed" in page
+    assert "IsADirectoryError" in page
+    assert "No control" in page  # no Random in this study
+    assert page.count("python -m zo train --spec results/tiny/runs/") >= 3
+
+
 def test_the_cache_was_built_exactly_once(sweep):
     assert sweep.first.stdout.count("rule cache:") == 1
     assert sum((path / "train.bin").exists() for path in (sweep.results / "cache").iterdir()) == 1
@@ -66,7 +77,7 @@ def test_changing_one_learning_rate_reruns_that_run_and_the_aggregates(finished)
     jobs = finished.planned()
     finished.write(STUDY)
     assert runs_of(jobs) == ["ZO_full_bs2_q2_lr5e-03_block16"]
-    assert {"summary", "plots", "complete", "all"} < set(jobs)
+    assert {"summary", "plots", "report", "complete", "all"} < set(jobs)
     assert "cache" not in jobs
 
 
@@ -215,3 +226,46 @@ def test_two_sweeps_in_one_folder_do_not_run_at_once(finished):
         finished.write(STUDY)
     assert refused.returncode != 0
     assert "is working on results/tiny/" in refused.stdout
+
+
+def test_chosen_runs_are_probed_and_no_run_is_repeated_for_it(finished):
+    finished.write(STUDY | {"probe": "ZO_*lr1e-03*", "probe_scopes": ["full", "norms"]})
+    jobs = finished.planned("--rerun-triggers", "mtime", "input", "params", "code")
+    assert sorted(runs_of(jobs)) == ["ZO_full_bs2_q2_lr1e-03_block16"]  # the probe's, not the run's own
+    assert "probe" in jobs
+    assert "train" not in jobs
+    done = finished.run()
+    finished.write(STUDY)
+    assert done.returncode == 0, done.stdout
+    [path] = (finished.results / "probes").glob("*.csv")
+    rows = path.read_text().splitlines()
+    assert path.stem == "ZO_full_bs2_q2_lr1e-03_block16"
+    assert {tuple(row.split(",")[2:5]) for row in rows[1:]} == {
+        (at, step, scope) for at, step in (("start", "0"), ("end", "4")) for scope in ("full", "norms")
+    }
+
+
+def test_a_probe_that_fits_no_run_is_one_line(finished):
+    finished.write(STUDY | {"probe": "ZO_half_*"})
+    refused = finished.run("-n")
+    finished.write(STUDY)
+    assert refused.returncode != 0
+    assert "Error in the study: probe: 'ZO_half_*' fits no run of the study" in refused.stdout
+
+
+def test_snakemakes_own_report_holds_ours_with_captions(finished):
+    made = finished.run("--report", "all.zip")
+    assert made.returncode == 0, made.stdout
+    with zipfile.ZipFile(finished.folder / "all.zip") as archive:
+        index = archive.read("all/report.html")
+        results = {Path(name).name: name for name in archive.namelist() if "/data/" in name}
+        assert archive.read(results["report.html"]) == (finished.results / "report.html").read_bytes()
+    assert {"summary.txt", "loss_vs_steps.png", "pareto_passes.png"} < set(results)
+    assert b"one page that opens from disk" in index
+
+
+def test_the_page_of_a_real_sweep_is_shown_without_a_fault(finished):
+    with open_browser() as driver:
+        for width in WIDTHS:
+            show(driver, finished.results / "report.html", width)
+            assert read_console(driver) + find_overflow(driver) + find_overlaps(driver) == []

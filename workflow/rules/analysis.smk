@@ -3,7 +3,7 @@
 # queue may cost hours, and the CSVs, which Snakemake has waited for here, another node may not see yet.
 
 STUDY_TEXT = json.dumps(dict(config), sort_keys=True)
-FIGURES = "loss_vs_steps loss_vs_forward_passes final_loss_vs_lr_by_q loss_heatmap_lr_q time_and_memory".split()
+FIGURES = "loss_vs_steps loss_vs_forward_passes final_loss_vs_lr_by_q loss_heatmap_lr_q time_and_memory pareto_memory pareto_passes".split()
 
 
 rule summary:
@@ -11,7 +11,11 @@ rule summary:
         csv=expand(rules.train.output.csv, run=STUDY.runs),
         outcomes=expand(rules.train.output.outcome, run=STUDY.runs),
     output:
-        txt=f"{RESULTS}/summary.txt",
+        txt=report(
+            f"{RESULTS}/summary.txt",
+            caption="../report/summary.rst",
+            category="Summary",
+        ),
         csv=f"{RESULTS}/summary.csv",
     log:
         f"{RESULTS}/job_logs/summary.log",
@@ -30,7 +34,11 @@ rule plots:
         csv=expand(rules.train.output.csv, run=STUDY.runs),
         outcomes=expand(rules.train.output.outcome, run=STUDY.runs),
     output:
-        expand(f"{RESULTS}/plots/{{figure}}.png", figure=FIGURES),
+        report(
+            expand(f"{RESULTS}/plots/{{figure}}.png", figure=FIGURES),
+            caption="../report/figure.rst",
+            category="Figures",
+        ),
     log:
         f"{RESULTS}/job_logs/plots.log",
     localrule: True
@@ -45,11 +53,33 @@ rule plots:
         " {params.per_run} > {log} 2>&1"
 
 
+rule report:
+    input:
+        csv=expand(rules.train.output.csv, run=STUDY.runs),
+        outcomes=expand(rules.train.output.outcome, run=STUDY.runs),
+    output:
+        report(
+            f"{RESULTS}/report.html",
+            caption="../report/report.rst",
+            category="Summary",
+        ),
+    log:
+        f"{RESULTS}/job_logs/report.log",
+    conda:
+        "../../envs/zo.yaml"
+    params:
+        study=STUDY_TEXT,
+        results=lambda wildcards: RESULTS,
+    shell:
+        "python -m zo report {params.results}/csv_logs --study {params.study:q} --out {output} > {log} 2>&1"
+
+
 # The exit status of a sweep: made last, fails if any run crashed. A diverged run is a result.
 rule complete:
     input:
         summary=rules.summary.output.txt,
         plots=rules.plots.output,
+        report=rules.report.output,
     output:
         touch(f"{RESULTS}/.complete"),
     log:

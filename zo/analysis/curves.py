@@ -6,9 +6,11 @@ Curves are read between their logged points by straight lines and never continue
 import numpy as np
 import pandas as pd
 
+from zo.analysis.intervals import NOTHING, difference_interval, ratio_interval
 from zo.analysis.stats import (
     CONTROLS,
-    difference_interval,
+    best_learning_rates,
+    index_by_seed,
     lead_cells,
     list_context,
     pick_score,
@@ -22,6 +24,9 @@ BUDGETS = {
     "forward-pass equivalents": "equivalents",
     "seconds": "seconds",
 }
+MEMORY = "peak memory"
+SLACK = 1.01
+"""A method fits in another's memory within a percent: resident memory on a CPU is no exact count."""
 
 
 def read_curve(frame: pd.DataFrame, score: str, backward_cost: float = 2.0) -> pd.DataFrame:
@@ -70,34 +75,59 @@ def measure_convergence(
 
     `targets` None: chosen for each context by `choose_targets`. A mean is given only where every seed
     reached the target (`reached` of `n`), for the mean of those that did would flatter the method.
+    `times_FO` (with `_low`, `_high`): forward-pass equivalents over FO's, a ratio paired by seed.
     """
     cells, score = lead_cells(runs, ("mode", "q")), pick_score(runs)
     rows = []
     for _, context in cells.groupby(list_context(runs), dropna=False, sort=False):
-        chosen = [
-            (cell, _read_curves(logs, select_runs(runs, cell), score, backward_cost))
-            for _, cell in context.iterrows()
-        ]
-        starts = [curve["loss"].iloc[0] for _, curves in chosen for curve in curves.values()]
+        chosen = []
+        for _, cell in context.iterrows():
+            mine = select_runs(runs, cell)
+            chosen.append((cell, read_curves(logs, mine, score, backward_cost), index_seeds(mine)))
+        starts = [curve["loss"].iloc[0] for _, curves, _ in chosen for curve in curves.values()]
         for target in targets or choose_targets(context, max(starts)):
-            rows += [_reach(cell, curves, target) for cell, curves in chosen if cell["mode"] != "Frozen"]
+            fo = [_cross_all(curves, seeds, target) for cell, curves, seeds in chosen if cell["mode"] == "FO"]
+            rows += [_reach(*arm, target, fo) for arm in chosen if arm[0]["mode"] != "Frozen"]
     return pd.DataFrame(rows)
 
 
-def _read_curves(logs: Logs, runs: pd.DataFrame, score: str, backward_cost: float) -> dict:
+def read_curves(logs: Logs, runs: pd.DataFrame, score: str, backward_cost: float = 2.0) -> dict:
+    """Return the curves of those of `runs` that measured anything, by run."""
     curves = {row.run: read_curve(logs.frames[row.run], score, backward_cost) for row in runs.itertuples()}
     return {run: curve for run, curve in curves.items() if len(curve)}
 
 
-def _reach(cell: pd.Series, curves: dict, target: float) -> dict:
-    row = cell.drop(["loss", "low", "high", "tried", "diverged", "edge", "warning"]).to_dict()
+def average_curves(curves: dict) -> pd.DataFrame:
+    """Average seeds' curves at the steps that all of them measured, in the order of steps."""
+    points = pd.concat([*curves.values(), pd.DataFrame(columns=["step", "equivalents", "loss"], dtype=float)])
+    steps = points.groupby("step")
+    return steps.mean()[steps.size() == len(curves)].reset_index()
+
+
+def index_seeds(runs: pd.DataFrame) -> pd.Series:
+    """Return each run's seed, indexed by run."""
+    return runs.set_index("run")["seed"]
+
+
+def _cross_all(curves: dict, seeds: pd.Series, target: float) -> pd.DataFrame:
+    """Return what `target` cost each seed: a row a seed, NaN where it was not reached."""
     names = ["step", "forward_passes", "equivalents", "seconds"]
-    costs = [
+    rows = [
         [cross(c[name].to_numpy(), c["loss"].to_numpy(), target) for name in names] for c in curves.values()
     ]
-    reached = sum(curve["loss"].le(target).any() for curve in curves.values())
-    mean = np.mean(costs, axis=0) if reached == len(curves) and reached else np.full(4, np.nan)
-    return row | {"target": target, "reached": reached} | dict(zip(names, mean, strict=True))
+    return pd.DataFrame(rows, [seeds[run] for run in curves], names, dtype=float)
+
+
+def _reach(cell: pd.Series, curves: dict, seeds: pd.Series, target: float, fo: list[pd.DataFrame]) -> dict:
+    row = cell.drop(["loss", "low", "high", "tried", "diverged", "edge", "warning"]).to_dict()
+    costs = _cross_all(curves, seeds, target)
+    reached = int(costs["step"].notna().sum())
+    mean = costs.mean(skipna=False) if len(costs) else costs.mean()
+    ratio = NOTHING
+    if fo and cell["mode"] != "FO":
+        ratio = ratio_interval(costs["equivalents"], fo[0]["equivalents"])
+    row |= {"target": target, "reached": reached} | mean.to_dict()
+    return row | {"times_FO": ratio.mean, "times_FO_low": ratio.low, "times_FO_high": ratio.high}
 
 
 def compare_equal_budgets(logs: Logs, runs: pd.DataFrame, backward_cost: float = 2.0) -> pd.DataFrame:
@@ -105,18 +135,20 @@ def compare_equal_budgets(logs: Logs, runs: pd.DataFrame, backward_cost: float =
 
     One row a (context, method, q, kind): `budget`, `loss`, `FO_loss` and `difference` (positive: FO is
     ahead) with `low`, `high`, `n`. Empty where the curves share no range. Both keep the learning rate that
-    was best at the end of their runs, so an arm cut short by the budget was not tuned for it.
+    was best at the end of their runs, so an arm cut short by the budget was not tuned for it. The last kind,
+    peak memory (MB), compares a method with the best FO cell that fits in that method's memory.
     """
     cells, score = lead_cells(runs, ("mode", "q")), pick_score(runs)
-    rows = []
+    baselines, rows = best_learning_rates(runs).query("mode == 'FO' and n > 0"), []
     for _, context in cells.groupby(list_context(runs), dropna=False, sort=False):
         picked = [
             (cell, select_runs(runs, cell)) for _, cell in context.iterrows() if cell["mode"] != "Frozen"
         ]
-        arms = [(cell, mine, _read_curves(logs, mine, score, backward_cost)) for cell, mine in picked]
+        arms = [(cell, mine, read_curves(logs, mine, score, backward_cost)) for cell, mine in picked]
         for fo in [arm for arm in arms if arm[0]["mode"] == "FO"]:
             for arm in [arm for arm in arms if arm[0]["mode"] != "FO"]:
                 rows += [_meet(arm, fo, kind) for kind in BUDGETS]
+                rows.append(_meet_in_memory(arm, fo, runs, baselines))
     return pd.DataFrame(rows)
 
 
@@ -125,20 +157,38 @@ def _meet(arm: tuple, fo: tuple, kind: str) -> dict:
     curves = [curve.dropna(subset=BUDGETS[kind]) for _, _, found in (arm, fo) for curve in found.values()]
     xs = [curve[BUDGETS[kind]] for curve in curves]
     start, end = max((x.min() for x in xs), default=np.nan), min((x.max() for x in xs), default=np.nan)
-    row = arm[0].drop(["n", "loss", "low", "high", "tried", "diverged", "edge", "warning"]).to_dict()
-    row |= {"FO_lr": fo[0]["lr"], "kind": kind}
+    nobody = pd.Series(dtype=float)
     if not start < end:
-        return (
-            row | dict.fromkeys(["budget", "loss", "FO_loss", "difference", "low", "high"], np.nan) | {"n": 0}
-        )
+        return _lay_budget(arm, fo[0]["lr"], kind, np.nan, nobody, nobody)
     mine, theirs = (_read_at(found, mine, BUDGETS[kind], end) for _, mine, found in (arm, fo))
+    return _lay_budget(arm, fo[0]["lr"], kind, end, mine, theirs)
+
+
+def _meet_in_memory(arm: tuple, fo: tuple, runs: pd.DataFrame, baselines: pd.DataFrame) -> dict:
+    """Compare an arm's final losses with those of the best FO cell whose peak memory is no larger."""
+    cell, mine, _ = arm
+    keys, score, limit = list_context(runs), pick_score(runs), mine["peak_memory_mb"].mean()
+    own = index_by_seed(mine, score)
+    same = baselines[keys].astype(str).eq(cell[keys].astype(str)).all(axis=1)
+    for _, baseline in baselines[same].sort_values("loss", kind="stable").iterrows():
+        theirs = select_runs(runs, baseline)
+        if theirs["peak_memory_mb"].mean() <= SLACK * limit:
+            return _lay_budget(arm, baseline["lr"], MEMORY, limit, own, index_by_seed(theirs, score))
+    return _lay_budget(arm, fo[0]["lr"], MEMORY, limit, own, own.iloc[:0])
+
+
+def _lay_budget(
+    arm: tuple, fo_lr: float, kind: str, budget: float, mine: pd.Series, theirs: pd.Series
+) -> dict:
+    """Lay out one comparison, of losses by seed; either side may be empty."""
     gap = difference_interval(mine, theirs)
-    row |= {"budget": end, "loss": mine.mean(), "FO_loss": theirs.mean()}
+    row = arm[0].drop(["n", "loss", "low", "high", "tried", "diverged", "edge", "warning"]).to_dict()
+    row |= {"FO_lr": fo_lr, "kind": kind, "budget": budget, "loss": mine.mean(), "FO_loss": theirs.mean()}
     return row | {"difference": gap.mean, "low": gap.low, "high": gap.high, "n": gap.n}
 
 
 def _read_at(curves: dict, runs: pd.DataFrame, cost: str, budget: float) -> pd.Series:
     """Read each run's loss at `budget`, indexed by seed; `budget` lies within every curve."""
-    seeds = runs.set_index("run")["seed"]
+    seeds = index_seeds(runs)
     values = [np.interp(budget, curve[cost], curve["loss"]) for curve in curves.values()]
     return pd.Series(values, index=[seeds[run] for run in curves], dtype=float)

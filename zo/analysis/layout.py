@@ -6,11 +6,17 @@ from textwrap import wrap
 import pandas as pd
 
 WIDTH = 110
+TEX = str.maketrans(
+    {sign: "\\" + sign for sign in "#$%&_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+)
 NUMBER = re.compile(r"[-+]?[\d.,]*( ± [\d.]+)?(e[-+]\d+)?[kMG]?(/\d+)?|inf")
 
 
 def render(frame: pd.DataFrame, format: str, width: int = WIDTH) -> str:
-    """Lay out a frame as an aligned table ("text", wrapped to keep to `width`) or as Markdown ("md")."""
+    """Lay out a frame as an aligned table ("text", wrapped to keep to `width`), as "md" or as "tex"."""
+    if format == "tex":  # \\toprule and its like are booktabs'
+        return frame.to_latex(index=False, escape=True).rstrip()
     columns = [[str(name), *map(str, frame[name])] for name in frame]
     if format == "md":
         rows = [
@@ -56,7 +62,19 @@ def shorten(number: float) -> str:
 
 def section(title: str, body: str, format: str) -> str:
     """Put a title over a body."""
-    return f"## {title}\n\n{body}" if format == "md" else f"{title}\n{'=' * len(title)}\n{body}"
+    heads = {"md": f"## {title}\n", "tex": f"\\section*{{{title}}}\n"}
+    return f"{heads.get(format) or title + chr(10) + '=' * len(title)}\n{body}"
+
+
+def write_lines(lines: list[str], format: str) -> str:
+    """Write sentences, one below the other: wrapped as text, a list in Markdown, paragraphs in LaTeX."""
+    if format == "tex":
+        return "\n\n".join(line.translate(TEX) for line in lines)
+    if format == "md":
+        return "\n".join(f"- {line}" for line in lines)
+    return "\n".join(
+        laid for line in lines for laid in (wrap_line(line, "  ") if line[:1] != " " else [line])
+    )
 
 
 def wrap_line(text: str, hang: str = "") -> list[str]:

@@ -1,4 +1,4 @@
-"""Runs without an outcome: killed past their last retry, still at work, or not begun.
+"""Runs that went wrong, and runs without an outcome: killed past their last retry, at work, or not begun.
 
 A crash writes its own outcome. What takes a job's launcher down with it (the kernel, Slurm, a lost node)
 leaves none, and Snakemake then never reaches the summary.
@@ -8,10 +8,14 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
+
+from zo.analysis.table import Logs, find_log
 from zo.files import is_held
 from zo.record import RunFiles
 
 TAIL_LINES = 5
+WHY_LOST = "no outcome was recorded: killed from outside, or its machine is gone"
 
 
 class Unfinished(NamedTuple):
@@ -20,6 +24,16 @@ class Unfinished(NamedTuple):
     name: str
     state: str
     log: Path
+
+
+class Problem(NamedTuple):
+    """A run that is not ``done``: why, its log, and of a crash the log's last lines."""
+
+    status: str
+    run: str
+    reason: str
+    log: str | None
+    tail: list[str]
 
 
 def find_unfinished(folder: str | Path, only: Collection[str] | None = None) -> list[Unfinished]:
@@ -48,13 +62,40 @@ def _judge(files: RunFiles) -> Unfinished | None:
 def list_unfinished(runs: list[Unfinished]) -> list[str]:
     """A line for each lost run, with its log and the log's last lines; the others are named without."""
     lines = []
-    for run in runs:
-        if run.state == "lost":
-            why = "no outcome was recorded: killed from outside, or its machine is gone"
-            lines += [f"lost {run.name}: {why} (log: {run.log})", *read_tail(run.log)]
+    for problem in find_lost(runs):
+        if problem.status == "lost":
+            lines += [f"lost {problem.run}: {problem.reason} (log: {problem.log})", *problem.tail]
     for state in ("running", "waiting"):
         names = [run.name for run in runs if run.state == state]
         lines += [f"{state}: {', '.join(names)}"] if names else []
+    return lines
+
+
+def find_problems(logs: Logs, runs: pd.DataFrame) -> list[Problem]:
+    """Find crashed and diverged runs, with reason and log; a crash with its log's last lines."""
+    found = []
+    for row in runs[runs["status"] != "done"].sort_values(["status", "run"]).itertuples():
+        reason = "no reason recorded" if pd.isna(row.reason) else " ".join(str(row.reason).split())
+        tail = read_tail(find_log(logs, row.run)) if row.status == "crashed" else []
+        found.append(Problem(row.status, row.run, reason, None if pd.isna(row.log) else row.log, tail))
+    return found
+
+
+def find_lost(unfinished: list[Unfinished]) -> list[Problem]:
+    """Say of runs without an outcome what is known; of lost ones with their log's last lines."""
+    whys = {"lost": WHY_LOST, "running": "at work now", "waiting": "not begun"}
+    return [
+        Problem(u.state, u.name, whys[u.state], str(u.log), read_tail(u.log) if u.state == "lost" else [])
+        for u in unfinished
+    ]
+
+
+def list_problems(logs: Logs, runs: pd.DataFrame) -> list[str]:
+    """List crashed and diverged runs, a line each with reason and log; under a crash its log's last lines."""
+    lines = []
+    for problem in find_problems(logs, runs):
+        end = f" (log: {problem.log})" if problem.log else ""
+        lines += [f"{problem.status} {problem.run}: {problem.reason}{end}", *problem.tail]
     return lines
 
 

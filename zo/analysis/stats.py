@@ -6,17 +6,16 @@ its final validation loss, or its final training loss where no run measured vali
 curves (convergence, equal budgets) is in curves.py.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
+from zo.analysis.intervals import difference_interval, mean_interval
 from zo.analysis.table import PROBLEM_AXES, list_axes, spell_lr
 from zo.spec import AXES
 
 MODES = ("FO", "ZO", "Calibrate", "Instruct", "Random", "Frozen")
 CONTROLS = ("Random", "Frozen")
+ENDS = ("", "_low", "_high", "_n")  # of the columns that hold an Interval
 SHORT = {"batch_size": "bs"}  # as run names have it
 EDGE_WARNINGS = {
     "low edge": "best is the lowest learning rate tried: the optimum may lie below",
@@ -24,41 +23,6 @@ EDGE_WARNINGS = {
     "single value": "only one learning rate tried: not tuned",
     "none": "no learning rate finished, with a validation loss, in every seed",
 }
-
-
-class Interval(NamedTuple):
-    """A mean over n seeds and its t interval; the ends are NaN where n < 2 or a value is infinite."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-
-def mean_interval(values, confidence: float = 0.95) -> Interval:
-    """Return mean and two-sided Student t interval of `values`; a NaN among them raises ValueError."""
-    values = np.asarray(values, dtype=float)
-    if np.isnan(values).any():
-        raise ValueError("a NaN among the values: leave out what was not measured before averaging")
-    n = len(values)
-    mean = float(values.mean()) if n else np.nan
-    if n < 2 or not np.isfinite(mean):
-        return Interval(mean, np.nan, np.nan, n)
-    half = float(stdtrit(n - 1, 0.5 + confidence / 2)) * values.std(ddof=1) / np.sqrt(n)
-    return Interval(mean, mean - half, mean + half, n)
-
-
-def difference_interval(left: pd.Series, right: pd.Series, confidence: float = 0.95) -> Interval:
-    """Return the interval of left - right, both indexed by seed, over the seeds that both have.
-
-    Pairing by seed is right here because runs of one seed share their initial weights and their batches.
-    Where no seed is shared the means' difference comes back with n = 0.
-    """
-    shared = left.index.intersection(right.index)
-    known = len(shared) and not shared.hasnans and left.index.is_unique and right.index.is_unique
-    if not known:
-        return Interval(left.mean() - right.mean(), np.nan, np.nan, 0)
-    return mean_interval(left[shared] - right[shared], confidence)
 
 
 def pick_score(runs: pd.DataFrame) -> str:
@@ -76,7 +40,8 @@ def list_knobs(runs: pd.DataFrame) -> list[str]:
     """Name the axes that are a method's own beyond mode, q, lr and seed, where they vary."""
     core = (*PROBLEM_AXES, "mode", "q", "lr", "seed")
     own = [axis for axis in list_axes(runs) if axis in AXES and axis not in core]
-    return [axis for axis in own if runs[axis].nunique() > 1]
+    modes = runs[runs["status"] != "crashed"].groupby("mode")  # an early crash left few settings behind
+    return [axis for axis in own if runs[axis].nunique() > 1 or modes[axis].nunique(dropna=False).max() > 1]
 
 
 def name_context(row, runs: pd.DataFrame) -> str:
@@ -154,31 +119,31 @@ def select_runs(runs: pd.DataFrame, cell: pd.Series) -> pd.DataFrame:
 def compare_methods(runs: pd.DataFrame) -> pd.DataFrame:
     """Give each method's best cell in each context beside FO's, with differences in nats.
 
-    `minus_FO` and `minus_Frozen` (with `_low`, `_high`) pair runs by seed; positive: worse than it. Where
-    no Frozen run exists the loss before training, which is what Frozen keeps, stands in.
+    `minus_FO`, `minus_Frozen` and `minus_Random` (with `_low`, `_high`, and `_n` pairs) pair runs by seed;
+    positive: worse than it. Where no Frozen run exists the loss before training, which is what Frozen keeps,
+    stands in.
     """
     leads, score = lead_cells(runs), pick_score(runs)
     keys = list_context(runs)
     rows = []
     for _, context in leads.groupby(keys, dropna=False, sort=False):
-        scores = {cell["mode"]: _by_seed(select_runs(runs, cell), score) for _, cell in context.iterrows()}
+        scores = {
+            cell["mode"]: index_by_seed(select_runs(runs, cell), score) for _, cell in context.iterrows()
+        }
         first = select_runs(runs, context.iloc[0])
-        scores.setdefault("Frozen", _by_seed(first, "initial_val_loss").dropna())
+        scores.setdefault("Frozen", index_by_seed(first, "initial_val_loss").dropna())
         for _, cell in context.iterrows():
             row = cell.to_dict()
             for other in ("FO", "Frozen", "Random"):
                 rival = scores.get(other if other != cell["mode"] else None, pd.Series(dtype=float))
                 gap = difference_interval(scores[cell["mode"]], rival)
-                row |= {
-                    f"minus_{other}": gap.mean,
-                    f"minus_{other}_low": gap.low,
-                    f"minus_{other}_high": gap.high,
-                }
+                row |= dict(zip((f"minus_{other}{end}" for end in ENDS), gap, strict=True))
             rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _by_seed(runs: pd.DataFrame, column: str) -> pd.Series:
+def index_by_seed(runs: pd.DataFrame, column: str) -> pd.Series:
+    """Return one column of a cell's runs, indexed by seed."""
     return runs.set_index("seed")[column].astype(float)
 
 

@@ -192,11 +192,11 @@ def _find_further_axes(settings: pd.DataFrame) -> list[str]:
     A setting that merely follows the core ones (a plan that depends on q, a block size on the mode) is
     left out; one of PROBLEM_AXES counts whenever it varies, for runs on two problems are no comparison.
     """
-    varying = [
-        n for n in sorted(settings) if n not in (*CORE_AXES, "run", "name") and settings[n].nunique() > 1
-    ]
+    further = [n for n in sorted(settings) if n not in (*CORE_AXES, "run", "name")]
+    several = {n for n in further if n in PROBLEM_AXES and settings[n].nunique() > 1}
     groups = settings.groupby(list(CORE_AXES), dropna=False)
-    return [n for n in varying if n in PROBLEM_AXES or groups[n].nunique().max() > 1]
+    # "Not set" is a value too: of two runs alike but for it, one is no repeat of the other.
+    return [n for n in further if n in several or groups[n].nunique(dropna=False).max() > 1]
 
 
 def _measure_run(logs: Logs, run: str) -> dict:

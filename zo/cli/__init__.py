@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from zo.cli import checking, reading, sweeping, training
+from zo.cli import checking, probing, reading, sweeping, training
 from zo.errors import UserError
 
 PROGRAM = "zo"
@@ -37,11 +37,17 @@ COMMANDS = {
     "analyze": Command(reading.analyze, reading.add_analyze_flags, "summarize a folder of CSV logs"),
     "plot": Command(reading.plot, reading.add_plot_flags, "draw the figures of a folder of CSV logs"),
     "stats": Command(reading.stats, reading.add_stats_flags, "print the statistics of a folder of CSV logs"),
+    "report": Command(
+        reading.report, reading.add_report_flags, "write the report of a folder of CSV logs: one HTML file"
+    ),
     "bench": Command(
         checking.bench, checking.add_bench_flags, "time a ZO step against inference, an FO step and MeZO"
     ),
     "replay": Command(
         training.replay, training.add_replay_flags, "rebuild a ZO run's final weights from its scalar log"
+    ),
+    "probe": Command(
+        probing.probe, probing.add_probe_flags, "measure a run's ZO estimates against the exact gradient"
     ),
     "doctor": Command(
         checking.doctor, checking.add_doctor_flags, "print versions, devices, memory, and what is missing"

@@ -1,4 +1,4 @@
-"""Commands that read finished logs: ``analyze``, ``plot``, ``stats``."""
+"""Commands that read finished logs: ``analyze``, ``plot``, ``stats``, ``report``."""
 
 import json
 from pathlib import Path
@@ -9,8 +9,14 @@ from zo.errors import UserError
 def _folder_flags(parser, out_help: str | None = None) -> None:
     parser.add_argument("folder", type=Path, help="folder of CSV logs, e.g. results/csv_logs")
     parser.add_argument("--study", metavar="FILE", help="only the runs of this study (a file, or its JSON)")
+    parser.add_argument(
+        "--backward-cost",
+        default="2",
+        metavar="X",
+        help="forward passes that a backward pass counts as, in forward-pass equivalents (default 2)",
+    )
     if out_help:
-        parser.add_argument("--out", type=Path, metavar="DIR", help=out_help)
+        parser.add_argument("--out", type=Path, metavar="PATH", help=out_help)
 
 
 def _study_runs(options) -> list[str] | None:
@@ -32,26 +38,41 @@ def add_analyze_flags(parser) -> None:
     """Flags of ``zo analyze``."""
     _folder_flags(
         parser,
-        "where summary.txt and summary.csv go (default: beside the folder); summary.partial.txt while a run "
+        "folder for summary.txt and summary.csv (default: beside the logs); summary.partial.txt while a run "
         "has no outcome",
+    )
+    parser.add_argument(
+        "--format",
+        default="text",
+        help="what is printed: text, md, csv, json or tex (default text); html writes report.html too",
     )
 
 
 def analyze(options) -> int:
     """Summarize a folder of CSV logs."""
-    from zo.analysis.summary import write_summary
+    from zo.analysis.collect import read_folder
+    from zo.analysis.summary import FORMATS, check_format, summarize, write_summary
     from zo.files import make_folder
 
-    out = make_folder(options.out or options.folder.parent)
-    files = (out / "summary.txt", out / "summary.csv")
-    print(write_summary(options.folder, *files, only=_study_runs(options)), end="")
+    check_format(options.format, (*FORMATS, "html"))
+    out, runs, cost = make_folder(options.out or options.folder.parent), _study_runs(options), _cost(options)
+    text = write_summary(
+        options.folder, out / "summary.txt", out / "summary.csv", only=runs, backward_cost=cost
+    )
+    if options.format == "html":
+        options.out = out / "report.html"
+        return report(options)
+    if options.format != "text":
+        text = summarize(read_folder(options.folder, runs, backward_cost=cost), options.format)
+    print(text, end="")
     return 0
 
 
 def add_plot_flags(parser) -> None:
     """Flags of ``zo plot``."""
-    _folder_flags(parser, "where the figures go (default: plots/ beside the folder)")
+    _folder_flags(parser, "folder for the figures (default: plots/ beside the logs)")
     parser.add_argument("--per-run", action="store_true", help="draw one curve for each run too")
+    parser.add_argument("--format", default="png", help="png, svg or pdf (default png)")
 
 
 def plot(options) -> int:
@@ -59,15 +80,22 @@ def plot(options) -> int:
     from zo.analysis.plots import write_plots
 
     out = options.out or options.folder.parent / "plots"
-    for path in write_plots(options.folder, out, per_run=options.per_run, only=_study_runs(options)):
-        print(path)
+    paths = write_plots(
+        options.folder,
+        out,
+        per_run=options.per_run,
+        only=_study_runs(options),
+        format=options.format,
+        backward_cost=_cost(options),
+    )
+    print(*paths, sep="\n")
     return 0
 
 
 def add_stats_flags(parser) -> None:
     """Flags of ``zo stats``."""
     _folder_flags(parser)
-    parser.add_argument("--format", default="text", help="text, md, csv or json (default text)")
+    parser.add_argument("--format", default="text", help="text, md, csv, json or tex (default text)")
     parser.add_argument(
         "--targets", metavar="L1,L2", help="losses to measure convergence to (default: chosen)"
     )
@@ -78,10 +106,35 @@ def stats(options) -> int:
     from zo.analysis.summary import stats_text
 
     targets = _numbers("targets", options.targets) if options.targets else None
-    print(
-        stats_text(options.folder, format=options.format, targets=targets, only=_study_runs(options)), end=""
+    text = stats_text(
+        options.folder,
+        format=options.format,
+        targets=targets,
+        backward_cost=_cost(options),
+        only=_study_runs(options),
     )
+    print(text, end="")
     return 0
+
+
+def add_report_flags(parser) -> None:
+    """Flags of ``zo report``."""
+    _folder_flags(parser, "the file (default: report.html beside the logs)")
+
+
+def report(options) -> int:
+    """Write the report of a folder of CSV logs: one HTML file."""
+    from zo.analysis.report import write_report
+
+    out = options.out or options.folder.parent / "report.html"
+    print(write_report(options.folder, out, only=_study_runs(options), backward_cost=_cost(options)))
+    return 0
+
+
+def _cost(options) -> float:
+    """What a backward pass counts as; that it is a possible number is checked by who uses it."""
+    [*_, cost] = _numbers("backward-cost", options.backward_cost)
+    return cost
 
 
 def _numbers(key: str, text: str) -> list[float]:

@@ -61,7 +61,7 @@ def train(options) -> int:
         log.info("GPUs: %s", ",".join(taken) or "none")
         if taken:
             _own_compile_caches(files.folder)
-    _limit_threads(options.threads)
+    limit_threads(options.threads)
     from zo.causes import TRY_AGAIN, is_machine_failure
     from zo.train import train
 
@@ -132,7 +132,7 @@ POOLS = ["OMP", "MKL", "OPENBLAS", "BLIS", "NUMEXPR", "NUMBA", "VECLIB_MAXIMUM",
 """Thread pools that a library of a run may start: OpenMP (torch, Arrow), BLAS, numexpr, numba, tokenizers."""
 
 
-def _limit_threads(threads: int | None) -> None:
+def limit_threads(threads: int | None) -> None:
     """Every library's pool gets the run's threads and no more; before any of them is imported."""
     if threads is None:
         return
@@ -202,7 +202,7 @@ def replay(options) -> int:
     """Rebuild a ZO run's final weights from its scalar log; 1 where they differ from the run's own."""
     from zo.replay import replay
 
-    _limit_threads(options.threads)
+    limit_threads(options.threads)
     found = replay(options.folder, device=options.device, threads=options.threads, out=options.out)
     print(found.report)
     return 0 if found.equal else 1

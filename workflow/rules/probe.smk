@@ -1,0 +1,20 @@
+# The estimates of chosen runs against the exact gradient, at the weights they began and ended with.
+
+
+rule probe:
+    input:
+        outcome=rules.train.output.outcome,
+    output:
+        f"{RESULTS}/probes/{{run}}.csv",
+    log:
+        f"{RESULTS}/probes/{{run}}.log",
+    conda:
+        "../../envs/zo.yaml"
+    threads: STUDY.workflow.threads
+    resources:
+        gpu=STUDY.workflow.gpus_per_run,
+    params:
+        scopes=",".join(STUDY.workflow.probe_scopes),
+    shell:
+        "python -m zo probe $(dirname {input.outcome}) --at start,end --scopes '{params.scopes}'"
+        " --gpus {resources.gpu} --threads {threads} --out {output} > {log} 2>&1"

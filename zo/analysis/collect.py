@@ -1,0 +1,83 @@
+"""Everything that a folder of logs says, computed once: tables, guards, runs without an outcome."""
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from zo.analysis import curves, guards, pareto, stats
+from zo.analysis.lost import Unfinished, find_unfinished
+from zo.analysis.table import Logs, read_logs, summarize_runs
+from zo.analysis.verdicts import judge_methods
+from zo.errors import UserError
+
+
+class Reading(NamedTuple):
+    """A folder of logs, read. `tables`: by the names of `TITLES`, in full; `runs`: a row a run."""
+
+    logs: Logs
+    runs: pd.DataFrame
+    tables: dict[str, pd.DataFrame]
+    findings: list[guards.Finding]
+    unfinished: list[Unfinished]
+    backward_cost: float
+
+
+TITLES = {
+    "answer": "The answer: each method at its best settings",
+    "guards": "Guards: what stands in the way of a verdict",
+    "best_learning_rates": "Best learning rate of each cell",
+    "convergence": "Convergence: the cost of reaching a loss",
+    "equal_budgets": "Against FO at equal budgets",
+    "pareto": "Pareto fronts: the least loss for the memory, and for the passes",
+    "costs": "Costs (medians over finished runs, validation left out)",
+}
+
+NOTES = {
+    "convergence": "Curves of each method's best cell, interpolated; a cost is given only where every seed "
+    "reached the loss. fwd equiv.: forward passes + {cost:g} x backward passes. x FO's: geometric mean of "
+    "fwd equiv. over FO's, over seeds with its 95 % interval.",
+    "equal_budgets": "Loss minus FO's (positive: FO ahead) at the largest budget that both reached, "
+    "interpolated; a backward pass counts {cost:g}. Each keeps the learning rate that was best for its whole "
+    "run. Equal peak memory: final losses, against the best FO cell that fits in the method's memory [MB].",
+    "pareto": "On a front: no other method's best cell loses no more for no more. Means over seeds, no "
+    "intervals; a backward pass counts {cost:g}; the controls are left out.",
+}
+
+
+def read_folder(
+    folder: str | Path,
+    only: Collection[str] | None = None,
+    *,
+    targets: Iterable[float] | None = None,
+    backward_cost: float = 2.0,
+) -> Reading:
+    """Read a folder of CSV logs (of `only` these runs) and compute every table.
+
+    `targets`: losses (nats) for the convergence table, None: chosen from the data. `backward_cost`: forward
+    passes that one backward pass counts as. Raises UserError for unreadable logs and impossible options.
+    """
+    targets = None if targets is None else [float(target) for target in targets]
+    if targets is not None and not (targets and np.isfinite(targets).all()):
+        raise UserError(f"targets {targets}: give one or more finite losses, e.g. 4.5,4.0")
+    if not (np.isfinite(backward_cost) and backward_cost >= 0):
+        raise UserError(f"backward_cost: {backward_cost:g} is not allowed: it must be 0 or more, usually 2")
+    logs = read_logs(folder, only)
+    runs = summarize_runs(logs)
+    answer = stats.compare_methods(runs)
+    findings = guards.raise_guards(runs, answer, backward_cost)
+    tables = {
+        "answer": judge_methods(answer, findings, runs),
+        "guards": pd.DataFrame(
+            [finding._replace(withholds=", ".join(finding.withholds)) for finding in findings],
+            columns=guards.Finding._fields,
+        ),
+        "best_learning_rates": stats.best_learning_rates(runs),
+        "convergence": curves.measure_convergence(logs, runs, targets, backward_cost),
+        "equal_budgets": curves.compare_equal_budgets(logs, runs, backward_cost),
+        "pareto": pareto.measure_pareto(logs, runs, backward_cost),
+        "costs": stats.measure_costs(runs),
+    }
+    return Reading(logs, runs, tables, findings, find_unfinished(folder, only), backward_cost)

@@ -1,0 +1,244 @@
+"""Guards: the mistakes by which a comparison of methods wins falsely, looked for in the runs themselves.
+
+Each guard is one function of a `Scene`, what one context shows, and yields a `Finding` for each time that it
+is raised: what is wrong, what to do about it, and the methods whose verdict against FO it takes away.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import pandas as pd
+
+from zo.analysis import stats
+from zo.analysis.curves import BUDGETS
+from zo.analysis.table import spell_lr
+
+TOLERANCE = 0.05
+"""Budgets within a twentieth of each other count as equal."""
+UNEVEN = 2
+"""A method chosen as the best of so many times more settings than FO had more luck."""
+
+
+class Finding(NamedTuple):
+    """One raised guard. `withholds`: the methods (modes) whose verdict against FO it takes away."""
+
+    guard: str
+    where: str
+    message: str
+    remedy: str
+    withholds: tuple[str, ...] = ()
+
+
+class Scene(NamedTuple):
+    """One context: its name, its rows of `compare_methods`, its runs, and all runs (for naming)."""
+
+    where: str
+    answer: pd.DataFrame
+    runs: pd.DataFrame
+    study: pd.DataFrame
+    backward_cost: float
+
+    @property
+    def trained(self) -> pd.DataFrame:
+        """The rows of methods that train, the controls left out."""
+        return self.answer[~self.answer["mode"].isin(stats.CONTROLS)]
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The methods that get a verdict against FO."""
+        return tuple(mode for mode in self.trained["mode"] if mode != "FO")
+
+    def find_cost(self, mode: str) -> tuple[str, ...]:
+        """The verdicts that a fault of one method takes away: of FO all, of another its own."""
+        return self.compared if mode == "FO" else (mode,)
+
+
+def raise_guards(runs: pd.DataFrame, answer: pd.DataFrame, backward_cost: float = 2.0) -> list[Finding]:
+    """Look at every context with every guard; those that take a verdict away come first."""
+    found = []
+    for scene in set_scenes(runs, answer, backward_cost):
+        if not scene.answer.empty:
+            found += [finding for guard in GUARDS for finding in guard(scene)]
+    return sorted(found, key=lambda finding: not finding.withholds)
+
+
+def set_scenes(runs: pd.DataFrame, answer: pd.DataFrame, backward_cost: float) -> Iterator[Scene]:
+    """Cut the runs and the answer by context."""
+    keys = stats.list_context(runs)
+
+    def cut(frame: pd.DataFrame) -> dict:
+        if frame.empty:
+            return {}
+        groups = frame.groupby(keys, dropna=False, sort=False)
+        return {stats.name_context(group.iloc[0], runs): group for _, group in groups}
+
+    answers = cut(answer)
+    for where, group in cut(runs).items():
+        yield Scene(where, answers.get(where, answer.iloc[:0]), group, runs, backward_cost)
+
+
+def check_tuning(scene: Scene) -> Iterator[Finding]:
+    """A best learning rate on the edge of its grid, or the only one: the method may be better than shown."""
+    sides = {"low edge": "lowest", "high edge": "highest", "single value": "only"}
+    for _, row in scene.trained.iterrows():
+        if side := sides.get(row["edge"]):
+            name, mode = stats.name_method(row, scene.study), row["mode"]
+            message = f"{name}: its best learning rate, {spell_lr(row['lr'])}, is the {side} one tried"
+            wanted = {"lowest": "lower ones", "highest": "higher ones"}.get(side, "lower and higher ones")
+            remedy = f"add {wanted} to learning_rates of {mode}, until the best lies inside"
+            yield Finding("not tuned", scene.where, message, remedy, scene.find_cost(mode))
+
+
+def check_seeds(scene: Scene) -> Iterator[Finding]:
+    """Fewer than two seeds in common with FO: no interval, so no verdict."""
+    few = [row for row in scene.trained.to_dict("records") if row["mode"] != "FO" and row["minus_FO_n"] < 2]
+    if not few or "FO" not in set(scene.answer["mode"]):
+        return
+    for pairs, words in {1: "n = 1", 0: "no seed in common"}.items():
+        modes = tuple(row["mode"] for row in few if row["minus_FO_n"] == pairs)
+        if modes:
+            message = f"{', '.join(modes)} and FO: {words}, so there is no interval and no verdict"
+            yield Finding(words, scene.where, message, "run the same seeds of both: seed: [0, 1, 2]", modes)
+
+
+def check_repeats(scene: Scene) -> Iterator[Finding]:
+    """Runs of the same settings with one seed, or with none: they are counted as n, but may be one draw."""
+    for _, row in scene.trained.iterrows():
+        seeds = stats.select_runs(scene.runs, row)["seed"]
+        if len(seeds) > 1 and (seeds.isna().any() or seeds.duplicated().any()):
+            name = f"{stats.name_method(row, scene.study)}, lr {spell_lr(row['lr'])}"
+            message = f"{name}: n = {len(seeds)} counts runs whose seeds are unknown or the same"
+            remedy = "log each run's seed and the setting in which they differ, or remove the repeats"
+            yield Finding("seeds not distinct", scene.where, message, remedy, scene.find_cost(row["mode"]))
+
+
+def check_lost_seeds(scene: Scene) -> Iterator[Finding]:
+    """A best cell that lacks seeds: the mean of those that survived flatters it."""
+    for _, row in scene.trained.iterrows():
+        mine = scene.runs[scene.runs["mode"] == row["mode"]]
+        planned = mine["seed"].nunique()
+        if 0 < row["n"] < planned:
+            name = stats.name_method(row, scene.study)
+            message = f"{name}, lr {spell_lr(row['lr'])}: {row['n']} of {planned} seeds have a result; "
+            message += "its mean is that of the survivors"
+            remedy = "run the missing seeds (`snakemake` repeats crashed runs)"
+            yield Finding("seeds missing", scene.where, message, remedy, scene.find_cost(row["mode"]))
+
+
+def check_divergence(scene: Scene) -> Iterator[Finding]:
+    """A learning rate that diverged in some seeds only: averaging the others would hide it."""
+    axes = ["mode", "q", *stats.list_knobs(scene.study), "lr"]
+    for _, cell in scene.runs.groupby(axes, dropna=False, sort=False):
+        gone, left = (cell["status"] == "diverged").sum(), (cell["status"] == "done").sum()
+        if gone and left:
+            name = f"{stats.name_method(cell.iloc[0], scene.study)}, lr {spell_lr(cell['lr'].iloc[0])}"
+            message = f"{name}: {gone} of {gone + left} seeds diverged; this rate was not used"
+            remedy = "read that rate as too high; the mean of its survivors is no result"
+            yield Finding("diverged in part", scene.where, message, remedy)
+
+
+def check_learning(scene: Scene) -> Iterator[Finding]:
+    """A method that ends no better than no training, or than noise of its own length: is its sign right?"""
+    for _, row in scene.trained.iterrows():
+        for control in ("Frozen", "Random"):
+            gap = row[f"minus_{control}"]
+            if gap >= 0:
+                than = "the untrained model" if control == "Frozen" else "the Random control"
+                name = stats.name_method(row, scene.study)
+                message = f"{name} ends {gap:.3f} nats above {than}: at its best settings it did not learn"
+                remedy = "check the sign and the size of the update; try lower learning rates, more steps"
+                cost = scene.find_cost("FO") if row["mode"] == "FO" else ()
+                yield Finding("did not learn", scene.where, message, remedy, cost)
+                break
+
+
+def check_controls(scene: Scene) -> Iterator[Finding]:
+    """Without controls a falling loss does not show that the estimate's direction was what did it."""
+    if not set(scene.compared) - set(stats.CONTROLS):
+        return
+    missing = [mode for mode in stats.CONTROLS if mode not in set(scene.answer["mode"])]
+    if missing:
+        message = f"no {' and no '.join(missing)} run: nothing here shows what no training, or noise of the "
+        message += "estimate's length, would have reached"
+        yield Finding("no control", scene.where, message, f"add {' and '.join(missing)} to modes")
+
+
+def check_budgets(scene: Scene) -> Iterator[Finding]:
+    """Final losses compared that cost different amounts; where no budget is equal there is no verdict."""
+    fo = scene.answer[scene.answer["mode"] == "FO"]
+    theirs = _sum_costs(scene, fo.iloc[0]) if len(fo) else {}
+    alike: dict[tuple, list] = {}  # methods that differ from FO in the same budgets share a finding
+    for _, row in scene.trained[scene.trained["mode"] != "FO"].iterrows():
+        mine = _sum_costs(scene, row)
+        known = [kind for kind in theirs if pd.notna(mine[kind] + theirs[kind])]
+        unequal = tuple(kind for kind in known if abs(mine[kind] - theirs[kind]) > TOLERANCE * theirs[kind])
+        if unequal:
+            equal = tuple(kind for kind in known if kind not in unequal)
+            alike.setdefault((equal, unequal), []).append((row, mine))
+    for (equal, unequal), arms in alike.items():
+        costs = []
+        for kind in unequal:
+            each = [f"{stats.name_method(row, scene.study)} {mine[kind]:.4g}" for row, mine in arms]
+            costs.append(f"{kind} (FO {theirs[kind]:.4g}, {', '.join(each)})")
+        message = f"final losses at {'equal ' + ' and '.join(equal) if equal else 'NO equal budget'}, but at "
+        remedy = "read the table of equal budgets; give both the same max_steps, max_tokens or max_forwards"
+        cost = () if equal else tuple(row["mode"] for row, _ in arms)
+        yield Finding("unequal budget", scene.where, f"{message}unequal {' and '.join(costs)}", remedy, cost)
+
+
+def _sum_costs(scene: Scene, cell: pd.Series) -> dict[str, float]:
+    """Median over seeds of what a cell's runs had spent at their ends; NaN where it was not logged."""
+    mine = stats.select_runs(scene.runs, cell)
+    backward = mine["backward_passes"].astype(float).fillna(0)
+    spent = mine.assign(
+        step=mine["steps"],
+        equivalents=mine["forward_passes"].astype(float) + scene.backward_cost * backward,
+    )
+    kinds = {kind: column for kind, column in BUDGETS.items() if kind != "seconds"}
+    return {kind: float(spent[column].astype(float).median()) for kind, column in kinds.items()}
+
+
+def check_validation(scene: Scene) -> Iterator[Finding]:
+    """Training loss where validation loss is meant; or runs that measured none and so are not ranked."""
+    done = scene.runs[scene.runs["status"] == "done"]
+    remedy = "log val_loss: set validation_interval, or add the column"
+    if stats.pick_score(scene.study) == "final_loss":
+        message = (
+            "no finished run measured a validation loss: these are TRAINING losses, each of its own batch"
+        )
+        yield Finding("no validation loss", scene.where, message, remedy, scene.compared)
+    elif missing := done.loc[done["final_val_loss"].isna(), "run"].tolist():
+        message = (
+            f"{len(missing)} finished runs have no validation loss and are not ranked: {', '.join(missing)}"
+        )
+        yield Finding("no validation loss", scene.where, message, remedy)
+
+
+def check_tries(scene: Scene) -> Iterator[Finding]:
+    """Many more settings tried for one method than for FO: the best of more tries is luckier."""
+    axes = ["q", *stats.list_knobs(scene.study), "lr"]
+    tried = {mode: len(own[axes].drop_duplicates()) for mode, own in scene.runs.groupby("mode")}
+    fo = tried.get("FO", 0)
+    # A single setting, of either, is "not tuned" already.
+    apart = [
+        m for m in scene.compared if min(fo, tried[m]) > 1 and max(tried[m] / fo, fo / tried[m]) >= UNEVEN
+    ]
+    if apart:
+        counts = ", ".join(f"{mode} of {tried[mode]}" for mode in ("FO", *apart))
+        message = f"each is the best of so many settings, chosen by the loss that is shown: {counts}"
+        remedy = "tune all over as many settings, or confirm the chosen ones with new seeds"
+        yield Finding("uneven tuning", scene.where, message, remedy)
+
+
+GUARDS: tuple[Callable[[Scene], Iterator[Finding]], ...] = (
+    check_tuning,
+    check_seeds,
+    check_repeats,
+    check_lost_seeds,
+    check_validation,
+    check_budgets,
+    check_learning,
+    check_divergence,
+    check_controls,
+    check_tries,
+)
