@@ -30,7 +30,7 @@ rule all:
         rules.complete.output,
         rules.summary.output,
         rules.plots.output,
-        expand(rules.probe.output, run=STUDY.probed()),
+        PROBES,
         rules.report.output,
         # Listed one by one so that a deleted log is made again.
         expand(rules.train.output, run=STUDY.runs),

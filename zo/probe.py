@@ -115,7 +115,8 @@ def _read_pool(noise: Directions, point: Point, slopes: torch.Tensor, settings: 
             torch._foreach_add_(total, direction, alpha=slope / q)
             if (query + 1) % q == 0:
                 square = dot(total, total)
-                cosine = dot(total, point.gradient) / math.sqrt(square) / point.norm
+                # All slopes of a pool can be 0: their losses were equal to the last bit.
+                cosine = dot(total, point.gradient) / math.sqrt(square) / point.norm if square else 0.0
                 moments[q].append((cosine, square / point.norm**2))
                 torch._foreach_zero_(total)
     return _Pool(torch.tensor(exact, dtype=torch.float64), curvatures, moments)

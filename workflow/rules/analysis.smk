@@ -5,11 +5,14 @@
 STUDY_TEXT = json.dumps(dict(config), sort_keys=True)
 FIGURES = "loss_vs_steps loss_vs_forward_passes final_loss_vs_lr_by_q loss_heatmap_lr_q time_and_memory pareto_memory pareto_passes".split()
 
+PROBES = expand(rules.probe.output, run=STUDY.probed())
+
 
 rule summary:
     input:
         csv=expand(rules.train.output.csv, run=STUDY.runs),
         outcomes=expand(rules.train.output.outcome, run=STUDY.runs),
+        probes=PROBES,
     output:
         txt=report(
             f"{RESULTS}/summary.txt",
@@ -33,6 +36,7 @@ rule plots:
     input:
         csv=expand(rules.train.output.csv, run=STUDY.runs),
         outcomes=expand(rules.train.output.outcome, run=STUDY.runs),
+        probes=PROBES,
     output:
         report(
             expand(f"{RESULTS}/plots/{{figure}}.png", figure=FIGURES),
@@ -57,6 +61,7 @@ rule report:
     input:
         csv=expand(rules.train.output.csv, run=STUDY.runs),
         outcomes=expand(rules.train.output.outcome, run=STUDY.runs),
+        probes=PROBES,
     output:
         report(
             f"{RESULTS}/report.html",

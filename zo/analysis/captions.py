@@ -9,6 +9,7 @@ from zo.analysis.collect import Reading
 from zo.analysis.curve_plots import predict_cosine
 from zo.analysis.layout import shorten, spread
 from zo.analysis.panels import name_loss, say_n
+from zo.analysis.probes import conclude
 from zo.analysis.table import spell_lr
 
 
@@ -54,6 +55,11 @@ def write_captions(reading: Reading) -> dict[str, Caption]:
             "Cosine with the true gradient",
             _conclude_cosine(reading),
             "Curves of the logged cosine against steps, dotted lines at the exact law.",
+        ),
+        "probes": (
+            "Estimates against the exact gradient",
+            conclude(reading.tables["probes"]) if "probes" in reading.tables else [],
+            "Cosine, length and best rate against q, error of the slopes against eps, with their laws.",
         ),
     }
     nothing = ["No finished run has what this figure needs."]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from zo.analysis import curves, guards, pareto, stats
+from zo.analysis import curves, guards, pareto, probes, stats
 from zo.analysis.lost import Unfinished, find_unfinished
 from zo.analysis.table import Logs, read_logs, summarize_runs
 from zo.analysis.verdicts import judge_methods
@@ -33,6 +33,7 @@ TITLES = {
     "equal_budgets": "Against FO at equal budgets",
     "pareto": "Pareto fronts: the least loss for the memory, and for the passes",
     "costs": "Costs (medians over finished runs, validation left out)",
+    "probes": "Diagnostics: estimates against the exact gradient",
 }
 
 NOTES = {
@@ -42,6 +43,9 @@ NOTES = {
     "equal_budgets": "Loss minus FO's (positive: FO ahead) at the largest budget that both reached, "
     "interpolated; a backward pass counts {cost:g}. Each keeps the learning rate that was best for its whole "
     "run. Equal peak memory: final losses, against the best FO cell that fits in the method's memory [MB].",
+    "probes": "Of the runs that the study's key probe names, at the weights they began and ended with, on "
+    "batches that they had not read. n: estimates, over runs and batches; those of one batch share its "
+    "gradient. law: exact for a linear loss; the best rate's for a quadratic.",
     "pareto": "On a front: no other method's best cell loses no more for no more. Means over seeds, no "
     "intervals; a backward pass counts {cost:g}; the controls are left out.",
 }
@@ -67,7 +71,8 @@ def read_folder(
     logs = read_logs(folder, only)
     runs = summarize_runs(logs)
     answer = stats.compare_methods(runs)
-    findings = guards.raise_guards(runs, answer, backward_cost)
+    probed = probes.read_probes(logs)
+    findings = guards.raise_guards(runs, answer, backward_cost) + probes.check_epsilon(probed, logs)
     tables = {
         "answer": judge_methods(answer, findings, runs),
         "guards": pd.DataFrame(
@@ -80,4 +85,6 @@ def read_folder(
         "pareto": pareto.measure_pareto(logs, runs, backward_cost),
         "costs": stats.measure_costs(runs),
     }
+    if len(probed):
+        tables["probes"] = probes.measure_probes(probed)
     return Reading(logs, runs, tables, findings, find_unfinished(folder, only), backward_cost)

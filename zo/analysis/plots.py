@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from zo.analysis import curve_plots, grid_plots
+from zo.analysis import curve_plots, grid_plots, probes
 from zo.analysis.panels import STYLE
 from zo.analysis.table import Logs, read_logs, summarize_runs
 from zo.errors import unknown
@@ -23,7 +23,10 @@ FIGURES = {
     "pareto_memory": curve_plots.plot_pareto_memory,
     "pareto_passes": curve_plots.plot_pareto_passes,
     "cosine": curve_plots.plot_cosine,
+    "probes": probes.plot_probes,
 }
+OPTIONAL = ("cosine", "probes")
+"""Figures that not every folder has the data for."""
 COUNT_PASSES = ("loss_vs_forward_passes", "pareto_passes")
 """Figures whose axis counts a backward pass as so many forward passes."""
 FORMATS = ("png", "svg", "pdf")
@@ -42,8 +45,9 @@ def write_plots(
 ) -> list[Path]:
     """Write every plot of `folder`'s runs into `out` and return the files' paths. `only`: these runs.
 
-    cosine.png is there only where cosines were logged; `per_run` adds runs/<run>.png. Where nothing has
-    finished a plot says so. Raises UserError for a folder that holds no readable logs.
+    cosine.png is there only where cosines were logged, probes.png where runs were probed; `per_run` adds
+    runs/<run>.png. Where nothing has finished a plot says so. Raises UserError for a folder that holds no
+    readable logs.
     """
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
@@ -53,7 +57,8 @@ def write_plots(
         with rc_context(STYLE):
             pictures = {f"runs/{run}": curve_plots.plot_run(logs, run) for run in logs.frames}
             figures |= {name: render(figure, format) for name, figure in pictures.items()}
-    (Path(out) / f"cosine.{format}").unlink(missing_ok=True)  # of an earlier set of runs
+    for name in OPTIONAL:
+        (Path(out) / f"{name}.{format}").unlink(missing_ok=True)  # of an earlier set of runs
     paths = [Path(out) / f"{name}.{format}" for name in figures]
     for path, content in zip(paths, figures.values(), strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)

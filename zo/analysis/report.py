@@ -22,7 +22,7 @@ from zo.analysis.verdicts import WITHHELD, state_comparisons
 from zo.files import make_folder, write_aside
 
 QUESTION = "Where, how far and at what cost does zeroth-order training keep up with backprop?"
-EXTRAS = {"claims": "Claims", "probe": "Diagnostics"}
+EXTRAS = {"claims": "Claims"}
 """Tables that other commands leave beside summary.csv, shown where they are there: <name>.csv."""
 NUMBER = re.compile(r"([-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|inf))([kMG]?)(?=$|[\s/])")
 SUFFIXES = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}
@@ -77,7 +77,7 @@ def render_report(reading: Reading) -> str:
         span=state_span(reading),
         findings=reading.findings,
         guards=answer.count_findings(reading.findings),
-        tables={name: lay_table(name, reading) for name in SHOW},
+        tables={name: lay_table(name, reading) for name in SHOW if name in tables},
         titles=TITLES,
         notes={name: NOTES.get(name, "").format(cost=reading.backward_cost) for name in SHOW},
         runs_table=lay_runs(reading),

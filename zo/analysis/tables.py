@@ -4,6 +4,7 @@ import pandas as pd
 
 from zo.analysis import curves, stats
 from zo.analysis.layout import shorten, spread
+from zo.analysis.probes import show_probes
 from zo.analysis.table import spell_lr
 
 
@@ -107,5 +108,6 @@ SHOW = {
     "equal_budgets": show_budgets,
     "pareto": show_pareto,
     "costs": show_costs,
+    "probes": lambda table, _: show_probes(table),
 }
 """How people see each table of `collect`."""

@@ -1,0 +1,106 @@
+"""What is read out of probes: averages, their laws, a bad eps, a figure and a page that show them."""
+
+import csv
+
+import numpy as np
+import pytest
+from made_runs import write_run
+
+from zo import laws
+from zo.analysis.collect import read_folder
+from zo.analysis.plots import write_plots
+from zo.analysis.probes import conclude
+from zo.analysis.report import render_report
+from zo.analysis.summary import summarize
+from zo.probe import COLUMNS
+from zo.probe_run import OWN
+
+D, ESTIMATES = 1000, 400
+SETTLED = {1e-1: 0.9, 1e-3: 0.01, 1e-6: 0.5}
+"""Error of the slopes by eps."""
+
+
+def write_probe(folder, run, errors=SETTLED, cosine=1.0):
+    """Rows whose cosines are ``cosine`` times the law's, of either sign, and whose lengths are the law's."""
+    draw, rows = np.random.default_rng(0), []
+    own = dict(zip(OWN, (run, "ZO", "end", 100), strict=True)) | {"scope": "full", "d": D, "batch": 0}
+    for q in (1, 4):
+        for _ in range(ESTIMATES):
+            spread, sign = draw.normal(1, 0.1), draw.choice([-1, 1])
+            law = laws.rms_cosine(q, D)
+            rows.append(own | {"quantity": "cosine", "q": q, "value": sign * cosine * law, "law": law})
+            law = laws.second_moment(q, D)
+            rows.append(own | {"quantity": "second_moment", "q": q, "value": law * spread, "law": law})
+    rows += [own | {"quantity": "slope_error", "epsilon": eps, "value": e} for eps, e in errors.items()]
+    rows += [
+        own | {"quantity": "best_rate", "q": 1, "value": value, "law": 0.5} for value in (0.4, 0.6, np.nan)
+    ]
+    path = folder.parent / "probes" / f"{run}.csv"
+    path.parent.mkdir(exist_ok=True)
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, [*OWN, *COLUMNS], restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of three runs, one of them probed."""
+    folder = tmp_path / "csv_logs"
+    spec = {"mode": "ZO", "epsilon": 1e-3, "trainable_parameters": D}
+    for mode, q in (("FO", 0), ("ZO", 4), ("Frozen", 0)):
+        write_run(folder, mode, "full", q, 1e-3, spec=spec if mode == "ZO" else None)
+    return folder
+
+
+@pytest.fixture
+def probed(folder):
+    [run] = (path.stem for path in folder.glob("ZO*.csv"))
+    write_probe(folder, run)
+    return folder
+
+
+def test_averages_are_root_mean_squares_of_cosines_and_means_of_all_else(probed):
+    table = read_folder(probed).tables["probes"].set_index(["quantity", "q"])
+    for q in (1, 4):
+        row = table.loc[("cosine", q)]
+        assert row["measured"] == pytest.approx(row["law"])  # the signs cancel in a mean, not in this
+        assert row["n"] == ESTIMATES
+        row = table.loc[("second_moment", q)]
+        assert row["low"] < row["law"] < row["high"]
+    row = table.loc[("best_rate", 1)]
+    assert (row["measured"], row["n"]) == (pytest.approx(0.5), 2)  # what was not found is left out
+
+
+def test_the_conclusion_says_how_far_the_law_is(probed):
+    run = next(probed.glob("ZO*.csv")).stem
+    write_probe(probed, run, cosine=0.5)
+    [said] = conclude(read_folder(probed).tables["probes"])
+    assert "RMS cosine of g_hat with g is 0.50 to 0.50 times its law" in said
+    assert "slopes are most exact at eps 0.001 (1.0%)" in said
+
+
+def test_a_bad_eps_raises_a_guard_and_a_good_one_does_not(probed):
+    run = next(probed.glob("ZO*.csv")).stem
+    assert "epsilon" not in [finding.guard for finding in read_folder(probed).findings]
+    write_probe(probed, run, errors={1e-2: 0.02, 1e-3: 0.4})
+    [finding] = [f for f in read_folder(probed).findings if f.guard == "epsilon"]
+    assert finding.where == run
+    assert "at its eps of 0.001 a finite difference is wrong by 40%" in finding.message
+    assert "least at eps 0.01, 2.0%" in finding.remedy
+
+
+def test_figure_page_and_summary_show_them_and_nothing_without(probed, tmp_path):
+    reading = read_folder(probed)
+    assert "Diagnostics: estimates against the exact gradient" in summarize(reading)
+    page = render_report(reading)
+    assert 'id="diagnostics"' in page
+    assert 'id="figure-probes"' in page
+    assert "probes.png" in [path.name for path in write_plots(probed, tmp_path / "plots")]
+    for path in (probed.parent / "probes").iterdir():
+        path.unlink()
+    reading = read_folder(probed)
+    assert "Diagnostics" not in summarize(reading)
+    assert 'id="diagnostics"' not in render_report(reading)
+    write_plots(probed, tmp_path / "plots")
+    assert not (tmp_path / "plots/probes.png").exists()

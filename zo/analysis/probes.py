@@ -1,0 +1,165 @@
+"""What probes measured: estimates against the exact gradient and their laws, over runs and batches."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from zo.analysis.guards import Finding
+from zo.analysis.intervals import Interval, mean_interval
+from zo.analysis.layout import shorten
+from zo.analysis.panels import SAFE, add_legend
+from zo.analysis.table import Logs
+
+KEYS = ["at", "scope", "d", "mode", "quantity", "q", "epsilon"]
+NAMES = {
+    "cosine": "RMS cosine of g_hat with g",
+    "second_moment": "|g_hat|^2 / |g|^2",
+    "slope_error": "error of the slopes, of their RMS",
+    "best_rate": "best rate of a step, of FO's",
+    "best_rate_fo": "best rate of a step along g",
+    "curvature_ratio": "r = tr(H) |g|^2 / g'Hg",
+    "gradient_noise": "|g_batch - g|^2 / |g|^2",
+}
+BAD_SLOPE = 0.1
+"""Error of the finite differences, of their RMS, above which eps is called bad."""
+COLUMNS = [*KEYS, "measured", "low", "high", "n", "law"]
+
+
+def read_probes(logs: Logs) -> pd.DataFrame:
+    """Read probes/<run>.csv of the runs; no rows where none was probed."""
+    paths = [logs.folder.parent / "probes" / f"{run}.csv" for run in logs.frames]
+    frames = [pd.read_csv(path) for path in paths if path.is_file()]
+    frames = [frame for frame in frames if len(frame)]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["run", *KEYS])
+
+
+def measure_probes(probes: pd.DataFrame) -> pd.DataFrame:
+    """Average over runs, batches and estimates: `measured` with `low` and `high`, `n`, and the law's `law`.
+
+    A cosine is the root of a mean square, as its law is. Estimates of one batch share its gradient, so n is
+    that of estimates, not of seeds; infinite and missing values are left out.
+    """
+    rows = []
+    for key, group in probes.groupby(KEYS, dropna=False, sort=False):
+        own = dict(zip(KEYS, key, strict=True))
+        found = _average(group["value"], own["quantity"])
+        rows.append(
+            own
+            | dict(zip(("measured", "low", "high", "n"), found, strict=True))
+            | {"law": group["law"].mean()}
+        )
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"q": "Int64"})
+
+
+def _average(values: pd.Series, quantity: str) -> Interval:
+    values = values[np.isfinite(values)]
+    if quantity != "cosine":
+        return mean_interval(values)
+    mean, low, high, n = mean_interval(values**2)
+    return Interval(*np.sqrt(np.clip([mean, low, high], 0, None)), n)
+
+
+def show_probes(table: pd.DataFrame) -> pd.DataFrame:
+    """Lay out the table for people."""
+    frame = table[["at", "scope"]].copy()
+    frame["d"] = table["d"].map(lambda d: f"{d:.0f}")
+    frame["run's mode"] = table["mode"]
+    frame["quantity"] = table["quantity"].map(NAMES)
+    frame["q"] = table["q"].astype(str).replace("<NA>", "-")
+    frame["eps"] = table["epsilon"].map(lambda eps: "-" if pd.isna(eps) else f"{eps:g}")
+    half = (table["high"] - table["low"]) / 2
+    frame["measured"] = [
+        shorten(mean) + ("" if pd.isna(h) else f" ± {shorten(h)}")
+        for mean, h in zip(table["measured"], half, strict=True)
+    ]
+    return frame.assign(law=table["law"].map(shorten), n=table["n"])
+
+
+def check_epsilon(probes: pd.DataFrame, logs: Logs) -> list[Finding]:
+    """Find runs whose finite differences at their own eps are far from the exact slopes."""
+    found = []
+    for run, rows in probes[probes["quantity"] == "slope_error"].groupby("run"):
+        own = logs.specs[run].get("epsilon")
+        errors = rows.groupby("epsilon")["value"].mean()
+        if not own or own not in errors.index or not errors[own] > BAD_SLOPE:
+            continue
+        found.append(
+            Finding(
+                "epsilon",
+                run,
+                f"at its eps of {own:g} a finite difference is wrong by {errors[own]:.0%} of the slopes' RMS",
+                f"the error is least at eps {errors.idxmin():g}, {errors.min():.1%}",
+            )
+        )
+    return found
+
+
+def plot_probes(logs: Logs, runs: pd.DataFrame) -> Figure | None:
+    """Draw what the last probed weights give against the laws; None where nothing was probed."""
+    table = measure_probes(read_probes(logs))
+    if table.empty:
+        return None
+    at = table["at"].iloc[-1]
+    table = table[table["at"] == at]
+    figure = Figure(figsize=(13.8, 8.3), layout="constrained")
+    axes = figure.subplots(2, 2).ravel()
+    for ax, quantity in zip(axes, ("cosine", "second_moment", "best_rate", "slope_error"), strict=True):
+        _draw_quantity(ax, table[table["quantity"] == quantity], quantity)
+    figure.suptitle(f"Estimates against the exact gradient, at the runs' {at}; dotted: the exact law")
+    return figure
+
+
+def _draw_quantity(ax: Axes, rows: pd.DataFrame, quantity: str) -> None:
+    x = "epsilon" if quantity == "slope_error" else "q"
+    for color, (label, line) in zip(_colors(), _lines(rows), strict=False):
+        line = line.sort_values(x)
+        at = line[x].astype(float)
+        ax.plot(at, line["measured"], marker="o", color=color, label=label)
+        ax.fill_between(
+            at,
+            line["low"].fillna(line["measured"]),
+            line["high"].fillna(line["measured"]),
+            color=color,
+            alpha=0.2,
+            lw=0,
+        )
+        if line["law"].notna().any():
+            ax.plot(at, line["law"], color=color, ls=":", lw=2)
+    if quantity == "slope_error":
+        ax.axhline(BAD_SLOPE, color="0.6", lw=1, label=f"{BAD_SLOPE:.0%}")
+    if len(rows):
+        ax.set(xscale="log", yscale="log")
+        add_legend(ax)
+    ax.set(xlabel="eps" if x == "epsilon" else "q", title=NAMES[quantity])
+
+
+def _lines(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    for (scope, d, mode), line in rows.groupby(["scope", "d", "mode"], sort=False):
+        yield f"{scope} (d = {d:.0f}), {mode}'s weights", line
+
+
+def _colors() -> list[str]:
+    return SAFE * 2
+
+
+def conclude(table: pd.DataFrame) -> list[str]:
+    """Say, for each scope, how the measured cosines and lengths stand to their laws."""
+    said = []
+    for (at, scope, mode), rows in table.groupby(["at", "scope", "mode"], sort=False):
+        parts = []
+        for quantity in ("cosine", "second_moment", "best_rate"):
+            own = rows[(rows["quantity"] == quantity) & rows["law"].notna()]
+            if len(own):
+                ratio = own["measured"] / own["law"]
+                words = NAMES[quantity]
+                parts.append(f"{words} is {ratio.min():.2f} to {ratio.max():.2f} times its law")
+        slopes = rows[rows["quantity"] == "slope_error"]
+        if len(slopes):
+            best = slopes.loc[slopes["measured"].idxmin()]
+            parts.append(f"slopes are most exact at eps {best['epsilon']:g} ({best['measured']:.1%})")
+        if parts:
+            said.append(f"{scope}, {mode}'s weights at the {at}: {'; '.join(parts)}.")
+    return said
