@@ -70,6 +70,7 @@ rule report:
         ),
     log:
         f"{RESULTS}/job_logs/report.log",
+    localrule: True
     conda:
         "../../envs/zo.yaml"
     params:
