@@ -250,7 +250,8 @@ def tell(sweep: Sweep, happened: Counter, runs, seconds: float) -> None:
     print(f"{logs.count('is damaged ('):5} damaged checkpoints were passed over")
     print(f"{logs.count('No space left on device'):5} times a run found the disk full")
     print(f"{logs.count('another process finished it'):5} times a job found its run finished by an orphan")
-    print(f"{sum(len(m['out_of_memory']) for m in manifests):5} times memory was given up in runs that ended")
+    for reason, count in Counter(r["reason"] for m in manifests for r in m["out_of_memory"]).items():
+        print(f"{count:5} times memory was given up: {reason}")
     print(f"{len(list(sweep.results.glob('runs/*/crash*.json'))):5} crashes were recorded and repeated")
     print(f"{seconds:5.0f} seconds")
 

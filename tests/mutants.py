@@ -25,6 +25,7 @@ LIMIT_S = 150
 PHILOX = ("tests/unit/test_philox.py",)
 NOISE = ("tests/unit/test_noise.py",)
 ELSEWHERE = (*NOISE, "-k", "off_the_cpu")
+ROUNDING = ("tests/unit/test_rounding.py",)
 PERTURBED = ("tests/unit/test_perturbed.py",)
 BLOCKS = (*PERTURBED, "-k", "blocks")
 ESTIMATE = ("tests/unit/test_estimate.py",)
@@ -292,7 +293,14 @@ MUTANTS = [
     # The run.
     Mutant("labels not shifted in the trainer", "run.py", "blocks[:, 1:], PRECISIONS", "blocks[:, :-1], PRECISIONS", PATH),
     Mutant("dropout on", "models.py", "resid_pdrop=0.0", "resid_pdrop=0.1", (METHODS, "-k", "no_dropout")),
-    Mutant("weights in half precision", "run.py", "        device=device,\n        gradient_checkpointing", "        device=device,\n        dtype=PRECISIONS[spec.precision],\n        gradient_checkpointing", (METHODS, "-k", "weights_stay")),
+    Mutant("weights in half precision", "run.py", "PRECISIONS[spec.weights.removesuffix(\"-nearest\")]", "PRECISIONS[spec.precision]", (METHODS, "-k", "weights_stay")),
+    Mutant("norms' weights in bf16", "run.py", "matrices_alone=True", "matrices_alone=False", (METHODS, "-k", "in_bf16")),
+    Mutant("checkpoints of bf16 weights planned as fp32", "footprint.py", 'return FLOAT if spec.weights == "fp32" else 2', "return FLOAT", ("tests/unit/test_footprint.py", "-k", "half")),
+    Mutant("stochastic rounding always down", "rounding.py", ".add_(bits.to(torch.int32))", "", ROUNDING),
+    Mutant("one rounding for all steps", "rounding.py", "seed, step, ROUNDING)", "seed, 0, ROUNDING)", ROUNDING),
+    Mutant("one rounding for all blocks", "rounding.py", "torch.empty_like(exact), 0, parameter, start)", "torch.empty_like(exact), 0, parameter)", ROUNDING),
+    Mutant("rounding asked for, not taken", "methods.py", "-state.learning_rate, store_)\n        return lambda: direction.norm", "-state.learning_rate)\n        return lambda: direction.norm", (METHODS, "-k", "in_bf16")),
+    Mutant("dense updates rounded by the optimizer", "methods.py", 'if state.spec.weights != "fp32":', "if False:", (METHODS, "-k", "in_bf16")),
     Mutant("validation by the run's block size", "run.py", "validation_blocks(spec.validation_block_size", "validation_blocks(spec.block_size", (METHODS, "-k", "validation_reads")),
     Mutant("optimizer state not resumed", "run.py", 'unpack_state(self.state.optimizers, tensors, checkpoint.state["optimizers"])', "pass", RESUME),
     Mutant("ledger not resumed", "run.py", 'self.ledger = Ledger(**checkpoint.state["ledger"])', "self.ledger.step = checkpoint.step", RESUME),
@@ -313,23 +321,25 @@ MUTANTS = [
     Mutant("events written over one another", "job.py", " | os.O_APPEND", "", (JOB, "-k", "many_processes")),
     Mutant("a lock is not looked at", "status.py", "if is_held(", "if False and (", (STATUS, "-k", "while_its_process")),
     Mutant("a slow run elsewhere is lost", "status.py", "max(SILENT_S, 5 * _usual_gap(rows))", "SILENT_S", (STATUS, "-k", "between_two_rows")),
-    Mutant("half a row read", "status.py", '.split("\\n")[1:-1]', '.split("\\n")[1:]', (STATUS, "-k", "half_a_row")),
+    Mutant("half a row read", "record.py", '.split("\\n")[1:-1]', '.split("\\n")[1:]', (STATUS, "-k", "half_a_row")),
     Mutant("a reused process number", "sweep_record.py", "return same and", "return", (STATUS, "-k", "at_work")),
-    Mutant("a crashed run pruned", "prune.py", '("done", "diverged")', '("done", "diverged", "crashed")', PRUNE),
+    Mutant("a crashed run pruned", "record.py", '("done", "diverged")', '("done", "diverged", "crashed")', PRUNE),
     Mutant("a run that trains pruned", "prune.py", "yield False\n                return", "pass", PRUNE),
     Mutant("times packed", "archive.py", "info.mtime, info.mode = os.fstat(content.fileno()).st_size, EPOCH, 0o644", "info.mtime, info.mode = os.fstat(content.fileno()).st_size, os.fstat(content.fileno()).st_mtime, 0o644", (ARCHIVE, "-k", "same_bytes")),
     Mutant("links packed", "archive.py", "if path.is_file() and not hidden and not any(part.is_symlink() for part in on_the_way)", "if path.is_file() and not hidden", (ARCHIVE, "-k", "no_regular_file")),
-    Mutant("optimizer state not planned for", "footprint.py", "* (1 + states)", "", ("tests/unit/test_footprint.py", "-k", "checkpoint")),
+    Mutant("optimizer state not planned for", "footprint.py", " + FLOAT * states", "", ("tests/unit/test_footprint.py", "-k", "checkpoint")),
     Mutant("a full disk only warns", "preflight.py", "if needed > free and certain:", "if False:", ("tests/unit/test_preflight.py", "-k", "disk")),
     Mutant("type and shape not hashed", "checkpoint.py", 'f"{name} {tensor.dtype} {list(tensor.shape)}\\n"', 'f"{name}"', CHECKPOINT),
     # What ends an attempt, and what the next one makes of it.
     Mutant("a full disk is a bug", "causes.py", "errno.ENOSPC, ", "", ("tests/contract/test_disk.py",)),
-    Mutant("a bug is tried again", "crash.py", "(may_pass(exit_status) and not last_attempt)", "not last_attempt", RECORD),
+    Mutant("a bug is tried again", "crash.py", "(may_pass(exit_status, reason) and not last_attempt)", "not last_attempt", RECORD),
     Mutant("a run outside the grid is recorded", "crash.py", " or not record or", " or", RECORD),
     Mutant("a plain kill halves", "attempt.py", 'if now["kills"] > then["kills"]:', "if True:", (MEMORY, "-k", "plain_kill")),
     Mutant("counts of another boot compared", "attempt.py", ' or then.get("boot") != now["boot"]', "", (MEMORY, "-k", "another_machine")),
     Mutant("the limit forgotten", "attempt.py", 'last["reductions"] if going_on else []', "[]", (MEMORY, "-k", "keeps_the_limit")),
-    Mutant("the limit kept for ever", "attempt.py", 'same and last["ended"] not in ("done", "diverged")', "same", (MEMORY, "-k", "without_limits")),
+    Mutant("the limit kept for ever", "attempt.py", 'same and last["ended"] not in FINISHED', "same", (MEMORY, "-k", "without_limits")),
+    Mutant("a hybrid's backprop not split", "attempt.py", "if not used & BACKPROP:", 'if "query_budget_q" in used or not used & BACKPROP:', (MEMORY, "-k", "what_is_halved")),
+    Mutant("a hybrid's parts forgotten", "attempt.py", ".model_copy(update=self.limits)", "", (MEMORY, "-k", "after_a_kill")),
     Mutant("parts that do not divide the batch", "attempt.py", "if spec.batch_size % n == 0", "if True", (MEMORY, "-k", "what_is_halved")),
     Mutant("a finished run repeated by a job that waited", "train.py", "if now == before or", "if True or", ("tests/contract/test_kills.py", "-k", "waited")),
     Mutant("any folder is a run's", "record.py", '[A-Za-z0-9.+_-]*", self.run)', '.*", self.run)', RECORD),

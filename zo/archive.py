@@ -4,10 +4,10 @@ import gzip
 import os
 import tarfile
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from zo.errors import UserError
+from zo.files import open_aside
 
 TOP = ("study.yaml", "sweep.json", "sweep.log", "summary.*", "report.html")
 FOLDERS = {"csv_logs": "*.csv", "job_logs": "*.log", "plots": "**/*.png", "cache": "*/meta.json"}
@@ -28,18 +28,11 @@ def pack(results: Path, out: Path, checkpoints: bool = False) -> tuple[int, int]
     members = list_members(results, checkpoints)
     if not any(path.parts[0] in ("csv_logs", "runs") for path in members):
         raise UserError(f"{results}: no runs to pack: give the results folder of a study")
-    aside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        with open(aside, "wb") as file:
+        with open_aside(out) as file:
             _write(file, results, members)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(out)
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror or error}") from None
-    finally:
-        with suppress(OSError):  # it was renamed, or never made
-            aside.unlink()
     return len(members), out.stat().st_size
 
 

@@ -17,7 +17,8 @@ from zo.causes import name_cause
 from zo.errors import UserError
 from zo.files import read_json, write_json
 from zo.job import now
-from zo.methods import METHODS
+from zo.methods import BACKPROP, METHODS
+from zo.record import FINISHED
 from zo.spec import RunSpec
 
 log = logging.getLogger("zo")
@@ -38,10 +39,12 @@ class Attempt:
         same = last.get("spec") == self._asked
         if same and retry and last["ended"] == "bug":
             raise UserError(f"not tried again, for the last attempt ended with a bug: {last['reason']}")
-        going_on = same and last["ended"] not in ("done", "diverged")
+        going_on = same and last["ended"] not in FINISHED
         self.reductions: list[dict[str, Any]] = last["reductions"] if going_on else []
         """What was given up for lack of memory, in order: settings, and why."""
-        self._effective = RunSpec.make(**last["effective"]) if going_on and last["effective"] else None
+        self._effective = None
+        if going_on and last["effective"]:  # with the limits, of which the mode may not read all
+            self._effective = RunSpec.make(**last["effective"]).model_copy(update=self.limits)
         if self._effective and last["ended"] == OUT_OF_MEMORY:
             self.reduce(KERNEL)
 
@@ -93,20 +96,19 @@ class Attempt:
 def halve_memory(spec: RunSpec) -> dict[str, Any] | None:
     """Settings of the same run that hold about half as much at once, the results the same to rounding.
 
-    Directions in flight are halved down to the sequential plan; FO's batch is accumulated in more parts, down
-    to single sequences. None where nothing is left to halve.
+    Directions in flight are halved down to the sequential plan; then the batch that backprop reads goes in
+    more parts, down to single sequences. None where nothing is left to halve.
     """
     used = METHODS[spec.mode].uses
-    if "query_budget_q" in used:
-        if spec.plan == "sequential":
-            return None
+    if "query_budget_q" in used and spec.plan != "sequential":
         in_flight = spec.parallel_batch_size or 1
         return {"plan": "parallel", "parallel_batch_size": in_flight // 2} if in_flight > 1 else _SEQUENTIAL
-    if "gradient_accumulation" in used:
-        parts = range(2 * spec.gradient_accumulation, spec.batch_size + 1)
-        parts = next((n for n in parts if spec.batch_size % n == 0), None)
-        return parts and {"gradient_accumulation": parts}
-    return None
+    if not used & BACKPROP:
+        return None
+    parts = range(2 * spec.gradient_accumulation, spec.batch_size + 1)
+    parts = next((n for n in parts if spec.batch_size % n == 0), None)
+    kept = _SEQUENTIAL if "query_budget_q" in used else {}
+    return parts and kept | {"gradient_accumulation": parts}
 
 
 _SEQUENTIAL = {"plan": "sequential", "parallel_batch_size": 1}
@@ -116,9 +118,12 @@ def _describe_floor(spec: RunSpec | None) -> str:
     remedy = "take a smaller batch_size, block_size or model_size, or more memory"
     if spec is None:
         return f"before its first step: {remedy}"
-    if "query_budget_q" in METHODS[spec.mode].uses:
-        return f"with one direction at a time, the sequential plan: {remedy}"
-    return f"with one {'sequence at a time' if METHODS[spec.mode].uses else 'forward pass'}: {remedy}"
+    used, floor = METHODS[spec.mode].uses, []
+    if "query_budget_q" in used:
+        floor.append("one direction at a time, the sequential plan")
+    if used & BACKPROP:
+        floor.append("one sequence at a time" + (" in backprop" if floor else ""))
+    return f"with {' and '.join(floor) or 'one forward pass'}: {remedy}"
 
 
 def note_silent_kill(path: Path) -> None:

@@ -9,13 +9,17 @@ TRY_AGAIN = 75
 """Exit status of an attempt that the machine failed, not the code: EX_TEMPFAIL of sysexits.h."""
 KILLED = tuple(128 + s for s in (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM))
 """Exit statuses of a job that was told to stop."""
+ABORTED = (127, 128 + signal.SIGABRT)
+"""Exit statuses of a job that the C library or C++ ended; only its last words say why."""
 
 MEMORY_WORDS = (
     "out of memory",
     "can't allocate memory",
     "cannot allocate memory",
     "not enough memory",
-    "ALLOC_FAILED",
+    "alloc_failed",
+    "bad_alloc",
+    "failed to map segment",
 )
 """How torch, its CPU allocator, CUDA's libraries and the system spell it; most raise a bare RuntimeError."""
 MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.ENOLCK)
@@ -23,11 +27,17 @@ MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTA
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a smaller step could have passed."""
+    """Whether a smaller step, or the same one on an emptier machine, could have passed."""
+    if isinstance(error, UserError):
+        return False
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
         return True
-    text = str(error).lower()
-    return not isinstance(error, UserError) and any(words.lower() in text for words in MEMORY_WORDS)
+    reason = error.__cause__ or error.__context__  # numpy and llvmlite wrap what kept them from loading
+    return _says_memory(str(error)) or (reason is not None and is_out_of_memory(reason))
+
+
+def _says_memory(text: str) -> bool:
+    return any(words in text.lower() for words in MEMORY_WORDS)
 
 
 def is_machine_failure(error: BaseException) -> bool:
@@ -48,6 +58,7 @@ def name_cause(error: BaseException) -> str:
     return "machine failure" if is_machine_failure(error) else "bug"
 
 
-def may_pass(exit_status: int) -> bool:
+def may_pass(exit_status: int, last_words: str = "") -> bool:
     """Whether a job that ended so should be tried again: killed, or failed by its machine. A bug is not."""
-    return exit_status in KILLED or exit_status == TRY_AGAIN
+    short_of_memory = exit_status in ABORTED and _says_memory(last_words)
+    return exit_status in KILLED or exit_status == TRY_AGAIN or short_of_memory

@@ -12,7 +12,7 @@ from pathlib import Path
 from zo.attempt import note_silent_kill
 from zo.causes import KILLED, may_pass
 from zo.files import write_json
-from zo.record import RunFiles
+from zo.record import RunFiles, read_last_rows
 
 
 def handle_crash(results: Path, run: str, exit_status: int, last_attempt: bool, record: bool = True) -> int:
@@ -22,24 +22,18 @@ def handle_crash(results: Path, run: str, exit_status: int, last_attempt: bool, 
     """
     files = RunFiles(results, run)
     note_silent_kill(files.attempt)  # here and now: the next attempt may be on another machine
-    if exit_status in KILLED or not record or (may_pass(exit_status) and not last_attempt):
+    reason = _last_line(files.job_log)
+    if exit_status in KILLED or not record or (may_pass(exit_status, reason) and not last_attempt):
         return exit_status
     files.make_folders()
     count = len(list(files.folder.glob("crash*.json")))
-    reason = _last_line(files.job_log)
     write_json(files.folder / f"crash{count + 1}.json", {"exit_status": exit_status, "reason": reason})
-    files.write_outcome("crashed", f"exit status {exit_status}: {reason}", step=_last_step(files.live_csv))
+    rows = read_last_rows(files.live_csv)
+    step = int(rows[-1]["step"]) if rows else 0
+    files.write_outcome("crashed", f"exit status {exit_status}: {reason}", step=step)
     return 0
 
 
 def _last_line(log: Path) -> str:
     lines = log.read_text(errors="replace").split("\n") if log.exists() else []
     return next((line.strip() for line in reversed(lines) if line.strip()), "the log is empty")
-
-
-def _last_step(live_csv: Path) -> int:
-    """Step of the last whole row of the log."""
-    text = live_csv.read_text(errors="replace") if live_csv.exists() else ""
-    lines = text.split("\n")[:-1]  # what follows the last line's end is half a row, or nothing
-    cells = lines[-1].split(",") if len(lines) > 1 else []
-    return int(cells[2]) if len(cells) > 2 and cells[2].isdigit() else 0

@@ -1,8 +1,16 @@
 """What an estimate needs of its directions, and how far they are made at once: a block of rows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+
+Store = Callable[[torch.Tensor, torch.Tensor, int, int], None]
+"""store_(out, exact, parameter, start): write fp32 into rows start, start + 1 ... of a narrower parameter."""
+
+
+def round_to_nearest_(out: torch.Tensor, exact: torch.Tensor, parameter: int, start: int) -> None:
+    """What a cast does."""
+    out.copy_(exact)
 
 
 class Directions:
@@ -56,17 +64,27 @@ class Directions:
             self._sum_block(total[rows], weights, parameter, rows.start)
         return total
 
-    def update_(self, parameters: Sequence[torch.Tensor], alpha: float, weights: Sequence[float]) -> None:
-        """Parameters += alpha sum_i weights[i] u_i, a block of rows at a time."""
-        for index, parameter in enumerate(parameters):
-            self._update_one_(torch.atleast_1d(parameter), alpha, weights, index)
+    def update_(
+        self,
+        parameters: Sequence[torch.Tensor],
+        alpha: float,
+        weights: Sequence[float],
+        store_: Store = round_to_nearest_,
+    ) -> None:
+        """Parameters += alpha sum_i weights[i] u_i, a block of rows at a time.
 
-    def _update_one_(self, theta, alpha: float, weights: Sequence[float], parameter: int) -> None:
-        for part, total in self._sums(theta, weights, parameter):
+        ``store_`` rounds where they are in half precision.
+        """
+        for index, parameter in enumerate(parameters):
+            self._update_one_(torch.atleast_1d(parameter), alpha, weights, index, store_)
+
+    def _update_one_(self, theta, alpha: float, weights: Sequence[float], parameter: int, store_) -> None:
+        for rows, total in self._sums(theta, weights, parameter):
+            part = theta[rows]
             if part.dtype == total.dtype:
                 part.add_(total, alpha=alpha)
             else:  # half precision: one rounding, of the sum
-                part.copy_(part + total.mul_(alpha))
+                store_(part, total.mul_(alpha).add_(part), parameter, rows.start)
 
     def square_norm(self, parameters: Sequence[torch.Tensor], weights: Sequence[float]) -> float:
         """|sum_i weights[i] u_i|^2 over all parameters."""
@@ -78,12 +96,12 @@ class Directions:
         sums = (total for _, total in self._sums(theta, weights, parameter))
         return sum(torch.linalg.vector_norm(total, dtype=torch.float64) ** 2 for total in sums)
 
-    def _sums(self, theta, weights: Sequence[float], parameter: int) -> Iterator[tuple[torch.Tensor, ...]]:
+    def _sums(self, theta, weights: Sequence[float], parameter: int) -> Iterator[tuple[slice, torch.Tensor]]:
         """Yield each block of a parameter's rows and sum_i weights[i] u_i at it, fp32 or better."""
         for rows in row_blocks(theta):
             total = torch.empty_like(theta[rows], dtype=at_least_fp32(theta))
             self._sum_block(total, weights, parameter, rows.start)
-            yield theta[rows], total
+            yield rows, total
 
     def _sum_block(self, total: torch.Tensor, weights: Sequence[float], parameter: int, start: int) -> None:
         total.zero_()

@@ -4,7 +4,6 @@ import os
 import platform
 import shutil
 import sys
-from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import psutil
@@ -12,7 +11,8 @@ import psutil
 from zo.corpus import Source, find_source
 from zo.errors import UserError
 from zo.gpus import visible_gpus
-from zo.preflight import Means, check_study, jobs_at_once
+from zo.preflight import Means, check_study, jobs_at_once, required_packages
+from zo.record import installed_version
 from zo.study import Study, read_study
 
 TOOLS = {
@@ -49,24 +49,18 @@ def examine(dataset: str | None = None, study_file: Path | None = None) -> int:
 
 def _print_packages() -> list[str]:
     """Print every package that pyproject.toml asks for and the data packages; those that are not there."""
-    missing, lines = [], []
-    for requirement in requires("zo") or []:
-        name, _, extra = requirement.partition(";")
-        if "extra" in extra and "sweep" not in extra:
-            continue
-        name = name.split(">")[0].split("=")[0].strip()
-        lines.append(_describe_package(name, "pip install -c envs/pins.txt -e '.[dev]'", missing))
+    missing, remedy = [], "pip install -c envs/pins.txt -e '.[dev]'"
+    lines = [_describe_package(name, remedy, missing) for name in required_packages("sweep")]
     lines += [_describe_package(name, remedy, missing) for name, remedy in DATA.items()]
     print("packages   " + "\n           ".join(lines))
     return missing
 
 
 def _describe_package(name: str, remedy: str, missing: list[str]) -> str:
-    try:
-        return f"{name} {version(name)}"
-    except PackageNotFoundError:
-        missing.append(f"{name} ({remedy})")
-        return f"{name} NOT INSTALLED ({remedy})"
+    if found := installed_version(name):
+        return f"{name} {found}"
+    missing.append(f"{name} ({remedy})")
+    return f"{name} NOT INSTALLED ({remedy})"
 
 
 def _print_resources() -> list[str]:

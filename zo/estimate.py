@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from zo.directions import Directions, at_least_fp32
+from zo.directions import Directions, Store, at_least_fp32, round_to_nearest_
 from zo.members import DenseMembers, LowRankMembers
 from zo.noise import LowRankNoise, Noise
 from zo.objective import LossFunction, Objective
@@ -52,9 +52,11 @@ class Estimate:
         return [self.gradient(parameter, index) for index, parameter in enumerate(parameters)]
 
     @torch.no_grad()
-    def add_to_(self, parameters: Sequence[torch.Tensor], alpha: float) -> None:
-        """Parameters += alpha * g_hat; no dense gradient is made."""
-        self.directions.update_(parameters, alpha, self.weights())
+    def add_to_(
+        self, parameters: Sequence[torch.Tensor], alpha: float, store_: Store = round_to_nearest_
+    ) -> None:
+        """Parameters += alpha * g_hat; no dense gradient is made. ``store_`` rounds half precision."""
+        self.directions.update_(parameters, alpha, self.weights(), store_)
 
     @torch.no_grad()
     def norm(self, parameters: Sequence[torch.Tensor]) -> float:

@@ -5,20 +5,20 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from zo.errors import UserError
 
 
-def write_aside(path: Path, content: bytes | str) -> None:
-    """Write a file so that its name never shows half of it: aside, synced, then renamed."""
-    content = content.encode() if isinstance(content, str) else content
+@contextmanager
+def open_aside(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write so that its name never shows half of it: aside, synced, then renamed."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(aside, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
@@ -27,7 +27,14 @@ def write_aside(path: Path, content: bytes | str) -> None:
             error.filename = str(path)
         raise
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # it was renamed, or never made
+            aside.unlink()
+
+
+def write_aside(path: Path, content: bytes | str) -> None:
+    """Write a whole file through ``open_aside``."""
+    with open_aside(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 def remove_asides(folder: Path, name: str = "*") -> None:
@@ -90,19 +97,19 @@ def is_held(path: Path) -> bool:
         return False
 
 
-_held = []  # open files: a lock lives as long as its file does
+_held: list[int] = []  # open files: a lock lives as long as its file does
 
 
 def hold_or_exit(folder: str) -> None:
     """Hold ``folder``'s lock until this process ends, or exit with one line if another process does."""
     path = make_folder(Path(folder)) / ".lock"
-    file = open(path, "a+")  # noqa: SIM115 - held on purpose
-    if not try_hold(file):
-        file.seek(0)
-        sys.exit(
-            f"Error: process {file.read().strip() or '?'} is working on {folder}/: wait for it or stop it"
-        )
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        if not try_hold(file):
+            holder = os.read(file, 20).decode() or "?"
+            sys.exit(f"Error: process {holder} is working on {folder}/: wait for it or stop it")
+        os.ftruncate(file, 0)
+        os.write(file, str(os.getpid()).encode())
+    except OSError as error:  # a full disk, a file system without locks
+        sys.exit(f"Error: {path} cannot be held: {error.strerror}: make room, or take another folder")
     _held.append(file)

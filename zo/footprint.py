@@ -12,7 +12,7 @@ from zo.sizes import GPT2_VOCABULARY, Shape, model_shape, parse_scope
 from zo.spec import RunSpec
 
 FLOAT = 4
-"""Bytes: weights, optimizer state and checkpoints are fp32."""
+"""Bytes: all but weights that a run asks to have in bf16 is fp32."""
 CHECKPOINTS_KEPT = 2
 """checkpoint.KEPT, which would bring torch along."""
 PROCESS_BYTES = 420 * 2**20
@@ -83,7 +83,11 @@ _PARTS = {"gpt2": _gpt2_parts, "llama": _llama_parts}
 def checkpoint_bytes(spec: RunSpec) -> int:
     """Of one checkpoint: the trained parameters and the optimizer's state for each of them."""
     states = max(STATES[spec.optimizer], int(spec.momentum > 0)) if METHODS[spec.mode].uses else 0
-    return FLOAT * count_parameters(spec)[1] * (1 + states)
+    return count_parameters(spec)[1] * (_weight_bytes(spec) + FLOAT * states)
+
+
+def _weight_bytes(spec: RunSpec) -> int:
+    return FLOAT if spec.weights == "fp32" else 2
 
 
 def memory_bytes(spec: RunSpec, device: str = "cpu") -> int:
@@ -101,7 +105,8 @@ def memory_bytes(spec: RunSpec, device: str = "cpu") -> int:
     )
     logits = LOGIT_COPIES * tokens * vocabulary(spec)
     activations = tokens * shape.layers * (4 * shape.width + 2 * shape.inner)
-    return PROCESS_BYTES + checkpoint_bytes(spec) + FLOAT * (total - trained + dense + logits + activations)
+    frozen = _weight_bytes(spec) * (total - trained)
+    return PROCESS_BYTES + checkpoint_bytes(spec) + frozen + FLOAT * (dense + logits + activations)
 
 
 def _members(spec: RunSpec, device: str) -> int:
@@ -140,10 +145,11 @@ def job_memory_mb(spec: RunSpec, gpus: int) -> int:
 
     With GPUs the work is in theirs: the host holds the weights while they are made, and checkpoints.
     """
+    made = FLOAT * count_parameters(spec)[0]  # weights are drawn in fp32, also those that are kept in bf16
     if gpus:
-        own = CUDA_PROCESS_BYTES + FLOAT * count_parameters(spec)[0] + checkpoint_bytes(spec)
+        own = CUDA_PROCESS_BYTES + made + checkpoint_bytes(spec)
     else:
-        own = memory_bytes(spec)
+        own = max(memory_bytes(spec), PROCESS_BYTES + made)
     return 100 * math.ceil((MEMORY_MARGIN * own + LAUNCHER_BYTES) / 1e8)
 
 

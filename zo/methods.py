@@ -266,10 +266,11 @@ def _report(estimate: Estimate, norm, backward: int = 0, cosine=None, scalars=No
 def needs_dense_gradient(spec: RunSpec) -> bool:
     """Whether a run holds gradients as large as its parameters: all do but ZO under plain SGD."""
     method = METHODS[spec.mode]
-    return bool(method.uses & BACKPROP) or (bool(method.uses) and not _plain_sgd(spec))
+    return bool(method.uses & BACKPROP) or (bool(method.uses) and not plain_sgd(spec))
 
 
-def _plain_sgd(spec: RunSpec) -> bool:
+def plain_sgd(spec: RunSpec) -> bool:
+    """Whether an update reads nothing but the direction."""
     return spec.optimizer == "sgd" and not spec.momentum and not spec.weight_decay
 
 
@@ -277,16 +278,22 @@ def descend(state: State, direction: Estimate | list[torch.Tensor]) -> Callable[
     """Step along ``direction`` with the run's optimizers; a function for the direction's norm.
 
     Plain SGD applies an estimate in its compact form, one parameter's noise at a time; every other
-    optimizer is torch's own and reads a dense gradient.
+    optimizer is torch's own and reads a dense gradient. Weights in bf16 are updated here in any case.
     """
     from zo.estimate import Estimate
     from zo.objective import dense_norm
     from zo.optimizers import set_learning_rate
+    from zo.rounding import add_, make_rounding
 
-    if isinstance(direction, Estimate) and _plain_sgd(state.spec):
-        direction.add_to_(state.parameters, -state.learning_rate)
+    store_ = make_rounding(state.spec.weights, state.spec.seed, state.step)
+    if isinstance(direction, Estimate) and plain_sgd(state.spec):
+        direction.add_to_(state.parameters, -state.learning_rate, store_)
         return lambda: direction.norm(state.parameters)
     dense = direction.gradients(state.parameters) if isinstance(direction, Estimate) else direction
+    if state.spec.weights != "fp32":
+        norm = dense_norm(dense)
+        add_(state.parameters, dense, -state.learning_rate, store_)
+        return lambda: norm
     set_learning_rate(state.optimizers, state.learning_rate)
     for parameter, gradient in zip(state.parameters, dense, strict=True):
         parameter.grad = gradient.to(parameter.dtype)

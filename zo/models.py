@@ -77,13 +77,15 @@ def build_model(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    matrices_alone: bool = False,
     gradient_checkpointing: bool = False,
 ) -> nn.Module:
     """Initialise a causal language model from ``seed`` alone; no global generator is moved.
 
     The weights are drawn on the CPU in fp32, then cast and moved: the same for every device, and for
-    another dtype up to its rounding. The model stays in train(): transformers checkpoints activations
-    only there, and with every dropout at 0 train() and eval() are the same function.
+    another dtype up to its rounding; ``matrices_alone`` leaves norms' weights and biases in fp32. The model
+    stays in train(): transformers checkpoints activations only there, and with every dropout at 0 train()
+    and eval() are the same function.
     """
     config = model_config(size, architecture, vocab_size)
     # Not torch.manual_seed: that would seed the accelerators' generators too, and fork_rng(devices=[])
@@ -92,20 +94,27 @@ def build_model(
         torch.default_generator.manual_seed(seed)
         model = _model_class(architecture)(config)
     model.loss_type = "ForCausalLM"  # what GPT-2 chooses by itself when given labels, after a warning
-    _cast_parameters(model, dtype)
-    if gradient_checkpointing:  # nothing random is recomputed, so no generator state is worth saving
-        model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+    _cast_parameters(model, dtype, least_dimensions=2 if matrices_alone else 0)
+    if gradient_checkpointing:
+        checkpoint_activations(model)
     return model.to(device).train()
 
 
-def _cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
+def checkpoint_activations(model: nn.Module) -> None:
+    """Let backprop keep each block's input alone and compute the rest again (gradient checkpointing)."""
+    # Nothing random is recomputed, so no generator state is worth saving.
+    model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+
+
+def _cast_parameters(model: nn.Module, dtype: torch.dtype, least_dimensions: int) -> None:
     """Cast the parameters in place (ties survive) but no buffer: Llama's rotary frequencies stay fp32.
 
     ``model.to(dtype)`` would round them as well: in bf16 by up to 0.4 %, which turns a pair by up to
     0.4 rad at position 1000.
     """
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
+        if parameter.ndim >= least_dimensions:
+            parameter.data = parameter.data.to(dtype)
     model.config.dtype = dtype
 
 

@@ -13,14 +13,14 @@ from functools import lru_cache
 import torch
 
 from zo import philox
-from zo.directions import Directions, at_least_fp32, row_blocks
+from zo.directions import Directions, at_least_fp32, round_to_nearest_, row_blocks
 
 FAMILIES = ("gaussian", "rademacher", "lowrank")
 
-DIRECTIONS, CONTROL = 0, 1
-"""Streams of one seed that never meet: the estimate's directions, and the Random control's."""
+DIRECTIONS, CONTROL, ROUNDING = 0, 1, 2
+"""Streams of one seed that never meet: the estimate's directions, the Random control's, and rounding's."""
 
-_KINDS = {"gaussian": philox.GAUSSIAN, "rademacher": philox.SIGNS}
+_KINDS = {"gaussian": philox.GAUSSIAN, "rademacher": philox.SIGNS, "sixteen bits": philox.SIXTEEN_BITS}
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
@@ -71,9 +71,9 @@ class Noise(Directions):
         first = start * (total.numel() // len(total))
         philox.sum_(self._kind, total, weights, first, self._keys(weights, parameter))
 
-    def _update_one_(self, theta, alpha, weights, parameter):
+    def _update_one_(self, theta, alpha, weights, parameter, store_):
         if theta.device.type != "cpu" or theta.dtype != at_least_fp32(theta):
-            return super()._update_one_(theta, alpha, weights, parameter)
+            return super()._update_one_(theta, alpha, weights, parameter, store_)
         return philox.add_sum_(self._kind, theta, alpha, weights, 0, self._keys(weights, parameter))
 
     def _keys(self, weights: Sequence[float], parameter: int) -> list[int]:
@@ -177,7 +177,7 @@ class LowRankNoise(Directions):
         exact = parameter.dtype == at_least_fp32(parameter)
         return self.matrices[index] and exact and 2 * q * self.rank <= min(parameter.shape)
 
-    def update_(self, parameters, alpha, weights):
+    def update_(self, parameters, alpha, weights, store_=round_to_nearest_):
         drawn, wide = self.draw(range(len(weights)), parameters[0].device), at_least_fp32(parameters[0])
         on_device = _on_device(tuple(weights), parameters[0].device)
         factors = drawn.factors.to(wide)
@@ -193,7 +193,7 @@ class LowRankNoise(Directions):
                 vectors.append(parameter)
                 parts.append(index)
             else:
-                self._update_one_(torch.atleast_1d(parameter), alpha, weights, index)
+                self._update_one_(torch.atleast_1d(parameter), alpha, weights, index, store_)
         self._update_vectors_(vectors, parts, alpha, on_device, drawn.vectors)
 
     def _update_vectors_(self, parameters, indices, alpha: float, weights: torch.Tensor, drawn) -> None:
@@ -237,8 +237,10 @@ def _draw(kind: int, out: torch.Tensor, key: int) -> None:
     generator = _private_generator(out.device).manual_seed(key)  # Philox as well: takes all 64 bits
     if kind == philox.GAUSSIAN:
         out.normal_(generator=generator)
-    else:
+    elif kind == philox.SIGNS:
         out.random_(0, 2, generator=generator).mul_(2).sub_(1)
+    else:
+        out.random_(0, 2**16, generator=generator)
 
 
 @lru_cache

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from numba import njit
 
-GAUSSIAN, SIGNS = 0, 1
-"""Kinds of streams."""
+GAUSSIAN, SIGNS, SIXTEEN_BITS = 0, 1, 2
+"""Kinds of streams: normals, -1 or 1, whole numbers from 0 to 65535."""
 
 _TILE = 4096
 """Elements made at a time where noise is used up at once: they stay in a core's nearest cache."""
@@ -149,12 +149,25 @@ def _fill_signs(out, start, k0, k1):
 
 
 @_compiled
+def _fill_sixteen_bits(out, start, k0, k1):
+    """out[i] = element start + i of the stream of whole numbers below 2^16: four to a counter."""
+    for i in range(len(out)):
+        element = start + i
+        a, b, c, d = _philox(element // 4, k0, k1)
+        place = element % 4
+        word = a if place == 0 else b if place == 1 else c if place == 2 else d
+        out[i] = f4(i4(word >> u4(16)))
+
+
+@_compiled
 def _fill(kind, out, start, key):
     k0, k1 = key & _LOW, key >> _32
     if kind == GAUSSIAN:
         _fill_normal(out, start, k0, k1)
-    else:
+    elif kind == SIGNS:
         _fill_signs(out, start, k0, k1)
+    else:
+        _fill_sixteen_bits(out, start, k0, k1)
 
 
 @_compiled

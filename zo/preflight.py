@@ -8,10 +8,11 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import psutil
+from packaging.requirements import Requirement
 from rich.filesize import decimal
 
 from zo.errors import UserError
@@ -19,6 +20,7 @@ from zo.files import read_json
 from zo.footprint import CHECKPOINTS_KEPT, checkpoint_bytes, count_parameters, memory_bytes
 from zo.job import append_event
 from zo.machine import read_gpus
+from zo.record import FINISHED, installed_version
 from zo.spec import RunSpec
 from zo.study import Study
 
@@ -82,27 +84,25 @@ def preflight(study: Study, means: Means) -> None:
 def _unfinished(study: Study) -> list[RunSpec]:
     runs = Path(study.results) / "runs"
     outcomes = {run: read_json(runs / run / "outcome.json").get("status") for run in study.runs}
-    return [spec for run, spec in study.runs.items() if outcomes[run] not in ("done", "diverged")]
+    return [spec for run, spec in study.runs.items() if outcomes[run] not in FINISHED]
+
+
+def required_packages(extra: str | None = None) -> list[str]:
+    """Names that pyproject.toml asks for, and of one extra. Raises PackageNotFoundError if not installed."""
+    found = (Requirement(line) for line in requires("zo") or [])
+    return [r.name for r in found if not r.marker or r.marker.evaluate({"extra": extra or ""})]
 
 
 def _check_packages() -> Finding:
     try:
-        needed = [line for line in requires("zo") or [] if "extra" not in line]
+        names = required_packages()
     except PackageNotFoundError:
         return Finding("warning", "packages", "zo runs from a checkout and is not installed: not checked")
-    names = [line.split(">")[0].split("=")[0].split(";")[0].strip() for line in needed]
-    missing = [name for name in names if not _is_installed(name)]
+    missing = [name for name in names if not installed_version(name)]
     if missing:
         remedy = "run: pip install -c envs/pins.txt -e '.[dev]'"
         return Finding("failure", "packages", f"{', '.join(missing)} not installed: {remedy}")
     return Finding("ok", "packages", f"{len(names)} installed")
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        return bool(version(name))
-    except PackageNotFoundError:
-        return False
 
 
 def _check_gpus(study: Study, specs: Sequence[RunSpec], means: Means) -> Finding:

@@ -9,11 +9,9 @@ from pathlib import Path
 
 from zo.errors import UserError, suggest
 from zo.files import read_json, try_hold
-from zo.record import RunFiles
+from zo.record import FINISHED, RunFiles
 from zo.sweep_record import is_at_work
 
-FINISHED = ("done", "diverged")
-"""Outcomes after which nothing goes on; a crashed run goes on from its checkpoint."""
 KINDS = {
     "checkpoints": ("checkpoints",),
     "leftovers": ("attempt.log", ".*.[0-9]*"),
@@ -67,17 +65,16 @@ def _check_kept(keep: Sequence[str], runs: Sequence[str]) -> None:
 @contextmanager
 def _finished(files: RunFiles) -> Iterator[bool]:
     """Whether a run is finished; while inside, no process can start to train it."""
-    lock = files.folder / ".lock"
     with ExitStack() as stack:
-        if lock.exists():
+        if files.lock.exists():
             try:
-                free = try_hold(stack.enter_context(open(lock)))
+                free = try_hold(stack.enter_context(open(files.lock)))
             except OSError:
                 free = False
             if not free:  # it is being trained
                 yield False
                 return
-        yield read_json(files.folder / "outcome.json").get("status") in FINISHED
+        yield read_json(files.outcome).get("status") in FINISHED
 
 
 def _list_run(files: RunFiles, kinds: Sequence[str]) -> list[Doomed]:

@@ -24,6 +24,11 @@ from zo.job import note_outcome, now
 KEEP = ("checkpoint", "weights", "nothing")
 """Of a run that has ended: weights and optimizer state, the trained weights alone, or neither."""
 
+TAIL_BYTES = 16384
+"""Of a log's end: some 60 rows, enough for the last values and the pace."""
+FINISHED = ("done", "diverged")
+"""Outcomes after which nothing goes on; a crashed run goes on from its checkpoint."""
+
 COLUMNS = {
     "timestamp": "when the row was written, UTC",
     "epoch": "passes over the training tokens so far",
@@ -95,6 +100,11 @@ class RunFiles:
     @property
     def outcome(self) -> Path:
         return self.folder / "outcome.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that trains the run."""
+        return self.folder / ".lock"
 
     @property
     def attempt(self) -> Path:
@@ -188,6 +198,17 @@ def _open_at(path: Path, length: int):
     return file
 
 
+def read_last_rows(log: Path) -> list[dict[str, str]]:
+    """The last whole rows of a live CSV; half a line at either end is no row."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
+            lines = file.read().decode(errors="replace").split("\n")[1:-1]
+    except OSError:
+        return []
+    return [row for row in csv.DictReader(lines, list(COLUMNS)) if (row["step"] or "").isdigit()]
+
+
 def logs_reach(files: RunFiles, lengths: dict[str, int]) -> bool:
     """Whether both logs are at least as long as a checkpoint says: one that was deleted cannot go on."""
     paths = {"csv": files.live_csv, "scalars": files.scalars}
@@ -198,7 +219,8 @@ def describe_machine(device: str, threads: int) -> dict[str, Any]:
     """Versions, hardware and commit, for the manifest."""
     packages = ("zo", "torch", "transformers", "tokenizers", "datasets", "numpy", "safetensors")
     return {
-        "versions": {name: _version(name) for name in packages} | {"python": platform.python_version()},
+        "versions": {name: installed_version(name) for name in packages}
+        | {"python": platform.python_version()},
         "commit": _commit(),
         "host": platform.node(),
         "platform": platform.platform(),
@@ -209,7 +231,8 @@ def describe_machine(device: str, threads: int) -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """None where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -103,7 +103,7 @@ def build_run(
 ) -> tuple[Run, dict[str, Any]]:
     """Build model, optimizers and data of a run at step 0, and the facts its manifest keeps of them.
 
-    ``accumulation`` splits FO's batch into more parts than the spec says, for lack of memory.
+    ``accumulation`` splits backprop's batch into more parts than the spec says, for lack of memory.
     """
     data = _open_data(dataset_spec(spec), cache_root)
     guide_data = _open_data(guide_dataset_spec(spec), cache_root) if spec.bp_dataset else data
@@ -140,6 +140,8 @@ def build_state(
         vocab_size,
         spec.seed,
         device=device,
+        dtype=PRECISIONS[spec.weights.removesuffix("-nearest")],
+        matrices_alone=True,  # near 1, where norms' weights lie, bf16 numbers are farther apart than eps z
         gradient_checkpointing=spec.gradient_checkpointing,
     )
     named = select_scope(model, spec.scope)

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import torch
 
-from zo.members import DenseMembers
-from zo.noise import Noise
+from zo.members import LowRankMembers
+from zo.noise import make_noise
 from zo.objective import Objective
 from zo.perturbed import Perturbed
 from zo.scratch import Scratch
@@ -41,11 +41,11 @@ def can_share(objective: Objective, parameters: Sequence[torch.Tensor]) -> bool:
 
 
 def _try(objective: Objective, parameters: Sequence[torch.Tensor]) -> bool:
-    noise = Noise("gaussian", seed=0, step=0)
+    noise = make_noise("lowrank", 0, 0, parameters)  # the family that costs least
     rows = torch.tensor([0, objective.batch_size - 1], device=objective.targets.device)
 
     def logits(queries: list[int]) -> torch.Tensor:
-        members = DenseMembers(noise, Scratch(), queries, [SCALE], parameters)
+        members = LowRankMembers(noise, Scratch(), queries, [SCALE], parameters)
         with Perturbed(parameters, members, batch_size=1):
             return objective.logits(rows[queries])
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from zo.dataset import DatasetSpec
 from zo.errors import UserError, suggest, unknown
-from zo.methods import METHODS
+from zo.methods import METHODS, plain_sgd
 from zo.sizes import ARCHITECTURES, DEFAULT_VOCABULARY, SIZES, max_positions, validate_scope
 
 LENGTHS = ("max_steps", "epochs", "max_tokens", "max_forwards")
@@ -89,7 +89,12 @@ class RunSpec(BaseModel):
     model_size: str = axis("100k", f"model preset: {', '.join(SIZES)}", "size")
     architecture: Literal[*ARCHITECTURES] = axis("gpt2", "model family", "arch")
     block_size: Integer = axis(64, "tokens a training sequence", "block", ge=1)
-    precision: Literal["fp32", "bf16", "fp16"] = axis("fp32", "of evaluations; weights stay fp32", "prec")
+    precision: Literal["fp32", "bf16", "fp16"] = axis("fp32", "of evaluations", "prec")
+    weights: Literal["fp32", "bf16", "bf16-nearest"] = axis(
+        "fp32",
+        "stored type of matrices; bf16: rounded stochastically, wants precision bf16 and plain sgd",
+        "weights",
+    )
 
     # The data, one for all runs of a study.
     dataset: str = common("shakespeare", "name of a corpus, or path of a text, jsonl or parquet file")
@@ -208,7 +213,7 @@ SUFFIXES: dict[str, str] = {
 }
 AXES: tuple[str, ...] = tuple(k for k, info in RunSpec.model_fields.items() if info.json_schema_extra["axis"])
 _CELL_AXES = ("mode", "scope", "batch_size", "learning_rate")
-_COMMON_AXES = (*_CELL_AXES, "seed", "model_size", "architecture", "block_size", "precision")
+_COMMON_AXES = (*_CELL_AXES, "seed", "model_size", "architecture", "block_size", "precision", "weights")
 """Axes that every mode reads."""
 
 
@@ -236,6 +241,24 @@ def _check_method(spec: RunSpec) -> None:
         raise UserError(f"momentum: it belongs to optimizers sgd and muon, not {spec.optimizer}")
     if spec.cautious and spec.optimizer != "mudamw":
         raise UserError(f"cautious: it belongs to optimizer mudamw, not {spec.optimizer}")
+    if spec.weights != "fp32":
+        _check_half_weights(spec)
+
+
+def _check_half_weights(spec: RunSpec) -> None:
+    """Weights in bf16 are for the least memory: no other arithmetic, no state beside them."""
+    if spec.precision != "bf16":
+        raise UserError(
+            f"weights: {spec.weights} is not allowed with precision {spec.precision}: "
+            "they are computed with in bf16: give precision bf16 too"
+        )
+    if not plain_sgd(spec):
+        keys = ("momentum", "weight_decay") if spec.optimizer == "sgd" else ("optimizer",)
+        given = " and ".join(f"{key} {getattr(spec, key)}" for key in keys if getattr(spec, key))
+        raise UserError(
+            f"weights: {spec.weights} is not allowed with {given}: "
+            "they are for plain sgd, which keeps no state: take that, or weights fp32"
+        )
 
 
 def describe(error: ValidationError, model: type[BaseModel] = RunSpec) -> str:

@@ -5,7 +5,6 @@ alive while it holds its folder's lock: the kernel frees that lock with the proc
 Across machines a lock may not be seen; there a run counts as alive while its log is young.
 """
 
-import csv
 import platform
 import time
 from collections import Counter
@@ -17,13 +16,11 @@ from pathlib import Path
 from zo.errors import UserError
 from zo.files import is_held, read_json
 from zo.job import seconds_since
-from zo.record import COLUMNS, RunFiles
+from zo.record import RunFiles, read_last_rows
 from zo.sweep_record import is_at_work
 
 SILENT_S = 600.0
 """Without a new row for so long, and for five times the usual gap, a run on another machine is lost."""
-TAIL_BYTES = 16384
-"""Of a log's end: some 60 rows, enough for the last values and the pace."""
 STATES = {
     "running": "its process lives",
     "queued": "planned, not started",
@@ -100,8 +97,8 @@ def _hint(results: Path) -> str:
 
 
 def _read_run(files: RunFiles) -> RunStatus:
-    job, outcome = read_json(files.folder / "job.json"), read_json(files.folder / "outcome.json")
-    rows = _last_rows(files.live_csv)
+    job, outcome = read_json(files.folder / "job.json"), read_json(files.outcome)
+    rows = read_last_rows(files.live_csv)
     state = _judge(files, job, outcome, rows)
     last = rows[-1] if rows else {}
     step, total = _number(last, "step"), read_json(files.folder / "manifest.json").get("steps")
@@ -125,7 +122,7 @@ def _read_run(files: RunFiles) -> RunStatus:
 
 
 def _judge(files: RunFiles, job: dict, outcome: dict, rows: list[dict]) -> str:
-    if is_held(files.folder / ".lock"):  # a process trains it
+    if is_held(files.lock):  # a process trains it
         return "running"
     if outcome.get("status"):
         return outcome["status"]
@@ -135,17 +132,6 @@ def _judge(files: RunFiles, job: dict, outcome: dict, rows: list[dict]) -> str:
         return "stopped"
     silent = _age(files.live_csv if rows else files.folder / "job.json")
     return "running" if silent < max(SILENT_S, 5 * _usual_gap(rows)) else "lost"
-
-
-def _last_rows(log: Path) -> list[dict]:
-    """The last whole rows of a live CSV; half a line at either end is no row."""
-    try:
-        with open(log, "rb") as file:
-            file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
-            lines = file.read().decode(errors="replace").split("\n")[1:-1]
-    except OSError:
-        return []
-    return [row for row in csv.DictReader(lines, list(COLUMNS)) if (row["step"] or "").isdigit()]
 
 
 def _number(row: Mapping[str, str | None], column: str) -> float | None:
@@ -213,7 +199,7 @@ def _spent(files: RunFiles, job: dict, state: str, trained: float | None) -> flo
     since = seconds_since(job.get("started"))
     if since is None or state in ("stopped", "lost"):
         return trained
-    since -= 0.0 if state == "running" else _age(files.folder / "outcome.json")
+    since -= 0.0 if state == "running" else _age(files.outcome)
     return max(since, trained or 0.0)
 
 

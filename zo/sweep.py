@@ -10,7 +10,7 @@ from zo.errors import UserError
 from zo.files import make_folder, write_aside
 from zo.gpus import visible_gpus
 from zo.spec import AXES, LENGTHS, RunSpec
-from zo.study import PLURAL, load_study
+from zo.study import PLURAL, Workflow, load_study
 
 QUICK = {
     "modes": "FO,ZO,Frozen",
@@ -38,13 +38,15 @@ def start_sweep(options) -> int:
     environment = dict(os.environ)
     if options.gpus is not None:
         environment["CUDA_VISIBLE_DEVICES"] = options.gpus
-    command = _command(path, options, gpus=len(visible_gpus(environment)))
+    slots = len(visible_gpus(environment)) * study.workflow.jobs_per_gpu
+    command = _command(path, options, slots)
     return subprocess.run(command, env=environment, check=False).returncode
 
 
 def study_of(options) -> dict:
     """The study file's content that the flags stand for."""
-    config = {"study": options.study, "threads": options.threads}
+    flow = {key: getattr(options, key) for key in Workflow.model_fields if key != "gpus"}  # the environment's
+    config = {key: value for key, value in flow.items() if value is not None}
     for key in RunSpec.model_fields:
         value = getattr(options, key)
         if value is not None:
@@ -61,14 +63,14 @@ def _split(value):
     return value.split(",") if isinstance(value, str) else value
 
 
-def _command(study_file: Path, options, gpus: int) -> list[str]:
+def _command(study_file: Path, options, slots: int) -> list[str]:
     root = Path(zo.__file__).resolve().parent.parent
     if not (root / "Snakefile").exists():
         raise UserError(f"no Snakefile in {root}: install the project from its checkout (pip install -e .)")
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(root / "Snakefile")]
     command += ["--workflow-profile", str(root / "profiles" / "default")]
     # --resources takes all words that follow it: never last before the user's own, which may be a target.
-    command += ["--resources", f"gpu={gpus}", "--cores", str(options.parallel * options.threads)]
+    command += ["--resources", f"gpu={slots}", "--cores", str(options.parallel * options.threads)]
     return [*command, *options.snakemake, "--configfile", str(study_file)]
 
 

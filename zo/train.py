@@ -158,10 +158,11 @@ def _refuse_other_settings(spec: RunSpec, files: RunFiles) -> None:
     if not files.outcome.exists() or not stored:
         return
     for key, value in spec.model_dump().items():
-        if key not in plan and stored.get(key) != value:
+        before = stored.get(key, RunSpec.model_fields[key].default)  # a setting that is younger than the run
+        if key not in plan and before != value:
             raise UserError(
                 f"{files.folder} holds a run of this name with another {key} "
-                f"({stored.get(key)}, not {value}): choose another --results, or delete it"
+                f"({before}, not {value}): choose another --results, or delete it"
             )
 
 

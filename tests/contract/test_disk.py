@@ -2,6 +2,7 @@
 
 import resource
 import subprocess
+import sys
 
 import pytest
 from small_runs import everything, run_zo, small_spec, train_command, write_corpus
@@ -36,6 +37,11 @@ def calm(corpus, tmp_path_factory):
     return spec, results
 
 
+def skip_without_namespaces() -> None:
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no mount namespaces here: a small disk cannot be made")
+
+
 def check_words(said: str, status: int) -> None:
     assert status == TRY_AGAIN
     assert "Traceback" not in said
@@ -59,8 +65,7 @@ def test_a_full_disk_keeps_the_checkpoints_before_and_the_run_goes_on_when_there
         results / "cache",
         *train_command(spec, disk),
     ]
-    if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
-        pytest.skip("no mount namespaces here: a small disk cannot be made")
+    skip_without_namespaces()
     environment = {"OUT": str(out), "DISK": str(disk)}
     done = subprocess.run(
         ["unshare", "-rm", "env", *(f"{k}={v}" for k, v in environment.items()), *map(str, words)],
@@ -79,6 +84,23 @@ def test_a_full_disk_keeps_the_checkpoints_before_and_the_run_goes_on_when_there
     ]
     assert "resumed at step 4" in done.stderr
     assert everything(out / "results", spec.name) == everything(results, spec.name)
+
+
+FULL_DISK = """
+set -e
+mount -t tmpfs -o size=4k none "$1"
+echo taken > "$1/file"
+exec "$2" -c 'from zo.files import hold_or_exit; hold_or_exit("'"$1"'/tiny")'
+"""
+
+
+def test_a_results_folder_on_a_full_disk_is_one_line_when_a_sweep_takes_its_lock(tmp_path):
+    skip_without_namespaces()
+    command = ["unshare", "-rm", "sh", "-c", FULL_DISK, "sh", str(tmp_path), sys.executable]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(f"Error: {tmp_path}/tiny/.lock cannot be held: No space left on device")
 
 
 def test_a_file_size_limit_is_a_failure_of_the_machine_too(calm, tmp_path):

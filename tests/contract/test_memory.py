@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from small_runs import read_rows, run_zo, small_spec, train_command, write_corpus
 
 from zo.attempt import Attempt, halve_memory
+from zo.causes import TRY_AGAIN
 from zo.errors import UserError
 from zo.record import RunFiles
 from zo.train import Run, train
@@ -18,6 +20,7 @@ from zo.train import Run, train
 LARGE = {"block_size": 256, "validation_block_size": 8, "max_steps": 3, "checkpoint_interval": 1}
 ZO = {"mode": "ZO", "batch_size": 8, "query_budget_q": 8, "parallel_batch_size": 8} | LARGE
 FO = {"mode": "FO", "batch_size": 32} | LARGE
+HYBRID = FO | {"mode": "Calibrate", "query_budget_q": 2, "plan": "sequential", "bp_interval": 2}
 LIMITED = """
 import os, resource, signal, sys
 from pathlib import Path
@@ -75,7 +78,7 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text())
 
 
-@pytest.mark.parametrize("settings", [ZO, FO], ids=["ZO", "FO"])
+@pytest.mark.parametrize("settings", [ZO, FO, HYBRID], ids=["ZO", "FO", "Calibrate"])
 def test_out_of_memory_the_run_goes_on_with_less_at_once_and_ends_the_same_to_rounding(
     corpus, tmp_path, settings
 ):
@@ -98,6 +101,8 @@ def test_out_of_memory_the_run_goes_on_with_less_at_once_and_ends_the_same_to_ro
         assert stored["gradient_accumulation"] == 1  # it is in names
         if settings is ZO:
             assert stored["parallel_batch_size"] == spared[mib][-1]["settings"]["parallel_batch_size"] < 8
+        else:
+            assert spared[mib][-1]["settings"]["gradient_accumulation"] > 1
 
 
 @pytest.mark.parametrize(
@@ -106,8 +111,12 @@ def test_out_of_memory_the_run_goes_on_with_less_at_once_and_ends_the_same_to_ro
         (ZO, "with one direction at a time, the sequential plan: take a smaller batch_size"),
         (FO, "with one sequence at a time: take a smaller batch_size"),
         (FO | {"mode": "Frozen"}, "with one forward pass: take a smaller batch_size"),
+        (
+            ZO | {"mode": "Calibrate", "bp_interval": 2},
+            "with one direction at a time, the sequential plan and one sequence at a time in backprop: take",
+        ),
     ],
-    ids=["ZO", "FO", "Frozen"],
+    ids=["ZO", "FO", "Frozen", "Calibrate"],
 )
 def test_where_nothing_is_left_to_halve_it_fails_with_one_line(corpus, tmp_path, settings, floor):
     spec = small_spec(corpus, **settings)
@@ -119,9 +128,10 @@ def test_where_nothing_is_left_to_halve_it_fails_with_one_line(corpus, tmp_path,
     assert len(said[short[0]].splitlines()) == 1
     record = read_json(RunFiles(tmp_path / f"r/{short[0]}", spec.name).attempt)
     assert record["ended"] == "refused"
-    wanted = {"ZO": [4, 2, 1, 1], "FO": [2, 4, 8, 16, 32], "Frozen": []}[spec.mode]
+    directions, parts = [4, 2, 1, 1], [2, 4, 8, 16, 32]
+    wanted = {"ZO": directions, "FO": parts, "Frozen": [], "Calibrate": directions + parts[:3]}[spec.mode]
     halved = [step["settings"] for step in record["reductions"]]
-    assert [s.get("parallel_batch_size") or s["gradient_accumulation"] for s in halved] == wanted
+    assert [s.get("gradient_accumulation") or s["parallel_batch_size"] for s in halved] == wanted
 
 
 def test_it_goes_on_from_its_checkpoint_and_keeps_the_limit(corpus, tmp_path, monkeypatch, caplog):
@@ -145,6 +155,33 @@ def test_it_goes_on_from_its_checkpoint_and_keeps_the_limit(corpus, tmp_path, mo
     assert caplog.text.count("resumed at step 4") == 2
     assert train(spec, tmp_path).status == "done"
     assert seen[8:] == [(7, 2)]
+
+
+def test_a_hybrids_backprop_goes_in_parts_also_after_a_kill(corpus, tmp_path, monkeypatch):
+    """The mode reads no gradient_accumulation: the next process knows the parts from the attempt's record."""
+    spec = small_spec(corpus, "Calibrate", batch_size=4, plan="sequential")
+    take_step, seen = Run.take_step, []
+
+    def short_of_memory(run):
+        seen.append((run.ledger.step, run.state.spec.gradient_accumulation))
+        if run.ledger.step == 2 and run.state.spec.gradient_accumulation == 1:
+            raise MemoryError
+        report = take_step(run)
+        if run.ledger.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return report
+
+    monkeypatch.setattr(Run, "take_step", short_of_memory)
+    with pytest.raises(SystemExit):
+        train(spec, tmp_path)
+    assert seen == [(0, 1), (1, 1), (2, 1), (2, 2), (3, 2)]
+    record = RunFiles(tmp_path, spec.name).attempt
+    killed = read_json(record) | {"ended": "out of memory"}
+    record.write_text(json.dumps(killed))
+    assert Attempt(record, spec).limits["gradient_accumulation"] == 4
+    monkeypatch.setattr(Run, "take_step", take_step)
+    assert train(spec, tmp_path).status == "done"
+    assert read_json(RunFiles(tmp_path, spec.name).folder / "spec.json")["gradient_accumulation"] == 1
 
 
 def test_a_finished_run_asked_for_again_starts_without_limits(corpus, tmp_path, monkeypatch):
@@ -182,7 +219,13 @@ def test_a_finished_run_asked_for_again_starts_without_limits(corpus, tmp_path, 
             {"plan": "parallel", "parallel_batch_size": 1},
             {"plan": "sequential", "parallel_batch_size": 1},
         ),
-        ("Calibrate", {"plan": "sequential"}, None),
+        ("ZO", {"plan": "sequential"}, None),
+        (
+            "Calibrate",
+            {"plan": "sequential", "batch_size": 6},
+            {"plan": "sequential", "parallel_batch_size": 1, "gradient_accumulation": 2},
+        ),
+        ("Instruct", {"plan": "sequential", "batch_size": 1}, None),
         ("FO", {"batch_size": 8}, {"gradient_accumulation": 2}),
         ("FO", {"batch_size": 6, "gradient_accumulation": 2}, {"gradient_accumulation": 6}),
         ("FO", {"batch_size": 6, "gradient_accumulation": 6}, None),
@@ -192,6 +235,21 @@ def test_a_finished_run_asked_for_again_starts_without_limits(corpus, tmp_path, 
 )
 def test_what_is_halved(corpus, mode, settings, halved):
     assert halve_memory(small_spec(corpus, mode, **settings)) == halved
+
+
+@pytest.mark.parametrize("mib", [80, 300])
+def test_no_room_to_load_the_libraries_is_the_machines_failure_and_one_line(corpus, tmp_path, mib):
+    """Of the parser's first, of torch then: nothing was learned of the run, so the workflow tries again."""
+    done = subprocess.run(
+        train_command(small_spec(corpus, "ZO"), tmp_path),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (mib << 20,) * 2),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == TRY_AGAIN, done.stderr
+    assert done.stderr.startswith("zo train: out of memory: ")
+    assert len(done.stderr.splitlines()) == 1
 
 
 # --- kills -----------------------------------------------------------------------------------------

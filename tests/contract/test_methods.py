@@ -37,7 +37,10 @@ FAMILIES = {
     "shards": {"direction_family": "lowrank", "shard_batch": True},
 }
 PAIRS += [(mode, rule) for mode in ("ZO", "Random", "Calibrate", "Instruct") for rule in FAMILIES]
-RULES |= FAMILIES
+HALF = {"precision": "bf16", "weights": "bf16"}
+PAIRS += [(mode, "half") for mode in METHODS]
+RULES |= FAMILIES | {"half": HALF, "half rank1": HALF | FAMILIES["rank1"]}
+PAIRS += [("ZO", "half rank1")]
 
 
 @pytest.fixture(scope="module")
@@ -374,6 +377,30 @@ def test_weights_stay_fp32_in_half_precision_so_that_no_small_update_is_lost(
     largest = max(p.abs().max().item() for p in before)
     assert 0 < moved == pytest.approx(1e-9 * report.grad_norm, rel=0.5)
     assert 1e-9 * report.grad_norm < 1e-3 * largest
+
+
+@pytest.mark.parametrize(
+    ("mode", "settings"),
+    [
+        ("FO", {"learning_rate": 3e-5}),
+        ("ZO", {"learning_rate": 1e-6}),
+        ("ZO", FAMILIES["rank1"] | {"learning_rate": 1e-6}),
+        ("Instruct", {"learning_rate": 3e-5, "bp_interval": 1}),
+    ],
+)
+def test_with_matrices_in_bf16_a_small_update_is_kept_in_the_mean_and_norms_stay_fp32(build, mode, settings):
+    """Updates far below the gap between two bf16 numbers: to the nearest, next to none moves a weight."""
+    moved = {}
+    for weights in ("bf16", "bf16-nearest"):
+        run = build(mode, **HALF | settings | {"weights": weights})
+        assert {p.dtype for p in run.state.model.parameters() if p.ndim >= 2} == {torch.bfloat16}
+        assert {p.dtype for p in run.state.model.parameters() if p.ndim < 2} == {torch.float32}
+        matrices = [p for p in run.state.parameters if p.ndim >= 2]
+        before = [p.detach().clone() for p in matrices]
+        run.take_step()
+        pairs = zip(matrices, before, strict=True)
+        moved[weights] = sum(((p != b) & (b.abs() > 1e-2)).sum().item() for p, b in pairs)
+    assert moved["bf16"] > 30 > 3 * moved["bf16-nearest"]
 
 
 def test_validation_reads_the_same_tokens_whatever_the_run(build):

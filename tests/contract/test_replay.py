@@ -36,11 +36,20 @@ OTHERS = [
     {"query_budget_q": 1, "epsilon": 1e-2},
     {"plan": "sequential"},
     {"precision": "bf16"},
+    {"precision": "bf16", "weights": "bf16"},
+    {"precision": "bf16", "weights": "bf16", "direction_family": "lowrank"},
+    {"precision": "bf16", "weights": "bf16-nearest"},
     {"architecture": "llama"},
     {"seed": 2**32 + 1},
     {"tokenizer": "bpe", "vocab_size": 300},
 ]
-RANDOM = [{}, {"optimizer": "muon"}, {"direction_family": "lowrank"}, {"direction_family": "rademacher"}]
+RANDOM = [
+    {},
+    {"precision": "bf16", "weights": "bf16"},
+    {"optimizer": "muon"},
+    {"direction_family": "lowrank"},
+    {"direction_family": "rademacher"},
+]
 CASES = [("ZO", case) for case in RULES + FAMILIES + OTHERS] + [("Random", case) for case in RANDOM]
 CASES += [("Frozen", {}), ("Calibrate", {"bp_interval": 100}), ("Instruct", {"bp_interval": 8})]
 
@@ -89,6 +98,17 @@ def test_the_log_is_kilobytes_and_the_weights_need_not_have_been_kept(finish, tm
     assert told.stdout.endswith(": equal to the run's\n")
     again = replay(files.folder).weights
     assert all(torch.equal(tensor, again[name]) for name, tensor in load_file(out).items())
+
+
+def test_with_weights_alone_kept_no_optimizer_state_is_left_and_it_replays(finish):
+    files = finish("ZO", optimizer="adam", keep="weights")
+    tensors = read_checkpoint(files.final).tensors
+    assert tensors
+    assert all(name.startswith("model.") for name in tensors)
+    assert not files.checkpoints.exists()
+    replayed = replay(files.folder)
+    assert replayed.equal
+    assert all(torch.equal(t, replayed.weights[n.removeprefix("model.")]) for n, t in tensors.items())
 
 
 def test_a_changed_coefficient_is_noticed_and_the_exit_status_says_so(finish):

@@ -1,8 +1,9 @@
 """What ``zo bench`` reports: the names and fields that others read, ratios that fit together, true peaks."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
+import psutil
 import pytest
 
 from zo.bench.contenders import FAMILIES, Setting, Workbench
@@ -65,6 +66,29 @@ def test_an_adam_step_is_seen_to_hold_gradients_and_two_moments():
     assert fo["peak"] == pytest.approx(fo["loaded"] + fo["extra"])
     contender = next(c for c in Workbench(setting).contenders([1]) if c.name == "gaussian-sequential")
     assert extra_memory(setting, contender) < 0.9 * parameters
+
+
+def test_checkpointing_holds_fewer_activations_than_plain_backprop():
+    setting = Setting(model_size="1M", vocab_size=512, batch_size=32, block_size=256, threads=1)
+    plain, recomputed = (
+        _measure_in_child(setting, {"memory": name}) for name in ("fo-sgd", "fo-sgd-checkpointing")
+    )
+    assert recomputed["extra"] < 0.7 * plain["extra"]
+    assert recomputed["seconds"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_a_step_of_the_1b_preset_fits_in_24_gib_and_zos_takes_a_tenth_of_fos_above_the_model():
+    if psutil.virtual_memory().available < 20 * 2**30:
+        pytest.skip("needs 20 GiB of free memory: run it alone")
+    setting, names = Setting(model_size="1B", threads=2), ("fo-sgd", "fo-sgd-checkpointing")
+    fo = [_measure_in_child(setting, {"memory": name}) for name in names]
+    zo = _measure_in_child(setting, {"memory": "gaussian-sequential"})
+    half = _measure_in_child(replace(setting, dtype="bf16"), {"memory": "gaussian-sequential"})
+    assert max(found["peak"] for found in (*fo, zo, half)) < 24 * 1024
+    assert 10 * zo["extra"] < min(found["extra"] for found in fo)
+    assert half["peak"] < 0.65 * zo["peak"]
 
 
 @pytest.mark.parametrize(

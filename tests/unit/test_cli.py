@@ -19,10 +19,22 @@ from zo import sweep
 from zo.cli import main
 from zo.dataset import open_cache
 from zo.spec import AXES, RunSpec
-from zo.study import PLURAL, load_study, read_study
+from zo.study import PLURAL, Workflow, load_study, read_study
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("train", "sweep", "status", "pack", "prune", "cache", "analyze", "plot", "stats", "bench")
+COMMANDS = (
+    "train",
+    "sweep",
+    "status",
+    "pack",
+    "prune",
+    "cache",
+    "analyze",
+    "plot",
+    "stats",
+    "report",
+    "bench",
+)
 COMMANDS += ("replay", "probe", "doctor", "crash")
 S1 = (
     "--modes FO,ZO --scopes reduced,full --batch-sizes 2,4,8 --query-budgets 1,2,4,8 "
@@ -83,7 +95,7 @@ def started(monkeypatch):
         calls.append((command, env))
         return SimpleNamespace(returncode=7)
 
-    monkeypatch.setattr(sweep.subprocess, "run", run)
+    monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(run=run))
     return calls
 
 
@@ -213,6 +225,13 @@ def test_the_commands_tested_here_are_all_there_are(capsys):
     assert [word for word in listed if word != "COMMAND"] == list(COMMANDS)
 
 
+def test_the_help_of_sweep_names_every_key_of_a_study_file(capsys):
+    with pytest.raises(SystemExit):
+        main(["sweep", "--help"])
+    printed = capsys.readouterr().out
+    assert [key for key in Workflow.model_fields if f"  --{key.replace('_', '-')}" not in printed] == []
+
+
 @pytest.mark.parametrize("command", ["train", "sweep"])
 def test_help_names_every_setting(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "500")
@@ -284,6 +303,17 @@ def test_gpus_are_counted_from_the_flag_or_else_from_the_machine(flag, visible, 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert main(["sweep", "--modes", "FO", "--learning-rates", "1", *flag]) == 7
     assert f"gpu={gpus}" in started[0][0]
+
+
+def test_every_key_of_a_study_file_has_a_flag_and_slots_are_gpus_times_the_jobs_that_share_one(started):
+    flow = {"jobs_per_gpu": 3, "gpus_per_run": 1, "retries": 4, "keep": "weights", "plot_each_run": True}
+    assert set(flow) <= set(Workflow.model_fields)
+    flags = ["--jobs-per-gpu", "3", "--gpus-per-run", "1", "--retries", "4", "--keep", "weights"]
+    flags += ["--plot-each-run", "--gpus", "0,1", "--study", "s", "--threads", "2"]
+    assert main(["sweep", "--modes", "FO", "--learning-rates", "1", *flags]) == 7
+    assert "gpu=6" in started[0][0]
+    written = read_study(Path("results/s/study.yaml")).workflow
+    assert written == Workflow(study="s", threads=2, **flow)
 
 
 def test_four_runs_at_once_with_one_thread_each_are_the_default(started, monkeypatch):

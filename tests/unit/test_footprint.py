@@ -67,6 +67,13 @@ def test_a_checkpoint_is_never_larger_than_predicted(optimizer, momentum):
     assert stored - steps <= checkpoint_bytes(spec) <= 2 * stored
 
 
+def test_half_the_weights_bytes_are_half_the_checkpoint_and_less_memory():
+    fp32 = make(scope="full", model_size="20M", precision="bf16", query_budget_q=1)
+    bf16 = make(scope="full", model_size="20M", precision="bf16", query_budget_q=1, weights="bf16")
+    assert checkpoint_bytes(fp32) == 2 * checkpoint_bytes(bf16)
+    assert memory_bytes(fp32) - memory_bytes(bf16) == checkpoint_bytes(bf16)
+
+
 def test_as_many_checkpoints_are_planned_for_as_are_kept():
     assert CHECKPOINTS_KEPT == KEPT
 

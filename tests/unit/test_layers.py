@@ -11,7 +11,7 @@ import zo
 
 PACKAGE = Path(zo.__file__).parent
 GROUPS = {
-    1: "philox directions noise members scratch perturbed optimizers errors files laws",
+    1: "philox directions noise rounding members scratch perturbed optimizers errors files laws",
     2: "plan objective sharing estimate guidance methods mezo landscape probe",
     3: "sizes models corpus textfiles tokenizer token_cache dataset",
     4: "spec study footprint",

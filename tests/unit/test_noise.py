@@ -154,6 +154,17 @@ class Elsewhere(torch.Tensor):
     device = torch.device("meta")
 
 
+def test_off_the_cpu_sixteen_bits_are_whole_numbers_and_uniform(monkeypatch, global_rng):
+    monkeypatch.setattr(noise, "_private_generator", lambda _: torch.Generator())
+    before, out = global_rng(), torch.full((400, 250), math.nan).as_subclass(Elsewhere)
+    bits = Noise("sixteen bits", 1, 2).fill_(out, 0, 0).as_subclass(torch.Tensor)
+    assert torch.equal(bits, bits.round())
+    assert 0 <= bits.min() < 10 < 65525 < bits.max() <= 65535
+    deviation = 65536 / math.sqrt(12 * bits.numel())
+    assert bits.double().mean().item() == pytest.approx(65535 / 2, abs=4.5 * deviation)
+    assert global_rng() == before
+
+
 @pytest.mark.parametrize("family", DENSE)
 def test_off_the_cpu_blocks_of_rows_and_looked_up_rows_are_those_of_the_whole(
     monkeypatch, global_rng, family

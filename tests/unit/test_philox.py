@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from zo import philox
 
-KINDS = [philox.GAUSSIAN, philox.SIGNS]
+KINDS = [philox.GAUSSIAN, philox.SIGNS, philox.SIXTEEN_BITS]
 LARGE = 2**18 + 77  # several parts, so several threads
 KEY = 0x0123456789ABCDEF
 
@@ -64,6 +64,13 @@ def test_signs_are_the_generators_bits(key, start):
         place = (start + i) % 128
         bit = words(start + i, 128, key)[place // 32] >> place % 32 & 1
         assert value == (1.0 if bit else -1.0)
+
+
+@settings(deadline=None)  # the first call compiles
+@given(key=ANY_KEY, start=ANY_START)
+def test_sixteen_bits_are_the_upper_half_of_each_word(key, start):
+    for i, value in enumerate(stream(philox.SIXTEEN_BITS, start, 9, key).tolist()):
+        assert value == words(start + i, 4, key)[(start + i) % 4] >> 16
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from zo import files as files_module
-from zo.causes import TRY_AGAIN
+from zo.causes import TRY_AGAIN, is_out_of_memory
 from zo.crash import handle_crash
 from zo.errors import UserError
 from zo.files import hold, hold_or_exit, make_folder, read_json, write_aside, write_json
@@ -325,6 +325,30 @@ def test_a_failure_of_the_machine_is_recorded_on_the_last_attempt_alone(files):
     assert crashes(files) == []
     assert handle_crash(files.results, RUN, TRY_AGAIN, last_attempt=True) == 0
     assert crashes(files) == ["crash1.json"]
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (134, "terminate called after throwing an instance of 'std::bad_alloc'\n  what():  std::bad_alloc"),
+        (127, "cannot allocate memory for thread-local data: ABORT"),
+    ],
+)
+def test_an_abort_for_lack_of_memory_is_a_failure_of_the_machine_too(files, status, words):
+    files.job_log.write_text(f"{words}\n")
+    assert handle_crash(files.results, RUN, status, last_attempt=False) == status
+    assert crashes(files) == []
+    assert handle_crash(files.results, RUN, status, last_attempt=True) == 0
+
+
+def test_what_kept_a_library_from_loading_is_the_reason_and_a_users_mistake_never_is():
+    """As llvmlite says it: the loader's words are the error's cause."""
+    wrapped = OSError("Could not find/load shared object file")
+    wrapped.__cause__ = OSError("libllvm.so: failed to map segment from shared object")
+    assert is_out_of_memory(wrapped)
+    refused = UserError("out of memory with one sequence at a time")
+    refused.__context__ = MemoryError()
+    assert not is_out_of_memory(refused)
 
 
 @pytest.mark.parametrize("status", [1, TRY_AGAIN])

@@ -44,11 +44,14 @@ VALUES = {
     "architecture": st.sampled_from(ARCHITECTURES),
     "block_size": st.integers(1, 256),
     "precision": st.sampled_from(["fp32", "bf16", "fp16"]),
+    "weights": st.sampled_from(["fp32", "bf16", "bf16-nearest"]),
 }
 
 
 def make(**cell) -> RunSpec:
-    """Make a spec, without the knobs that its optimizer or its direction family has not."""
+    """Make a spec, without the knobs that its optimizer, directions or weights' type have not."""
+    if cell["weights"] != "fp32":
+        cell |= {"precision": "bf16", "optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0}
     unfit = {"momentum"} if cell["optimizer"] not in ("sgd", "muon") else set()
     unfit |= {"cautious"} if cell["optimizer"] != "mudamw" else set()
     unfit |= {"rank"} if cell["direction_family"] != "lowrank" else set()
@@ -252,6 +255,15 @@ def test_a_whole_number_in_text_loses_no_digit(n):
         ({"dataset": ["kjv", "shakespeare"]}, ["dataset", "'kjv'", "string"]),
         ({"plan": "paralel"}, ["unknown plan 'paralel'", "did you mean 'parallel'?"]),
         ({"vocab_size": 256}, ["vocab_size", "256", "greater than or equal to 257"]),
+        ({"weights": "bf16"}, ["weights", "bf16", "precision fp32", "give precision bf16 too"]),
+        (
+            {"weights": "bf16", "precision": "bf16", "optimizer": "adamw"},
+            ["weights", "optimizer adamw", "plain sgd"],
+        ),
+        (
+            {"weights": "bf16-nearest", "precision": "bf16", "momentum": 0.9, "weight_decay": 0.1},
+            ["bf16-nearest", "momentum 0.9 and weight_decay 0.1", "plain sgd"],
+        ),
         ({"scope": "full\nreduced"}, ["scope", "'full\\nreduced'"]),
     ],
     ids=str,

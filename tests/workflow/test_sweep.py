@@ -89,6 +89,13 @@ def test_reordering_keys_and_spelling_numbers_otherwise_reruns_nothing(finished)
     assert runs_of(jobs) == []
 
 
+def test_another_word_on_what_is_kept_reruns_no_run(finished):
+    for keep in ("weights", "nothing"):
+        finished.write(STUDY | {"keep": keep, "retries": 3})
+        assert runs_of(finished.planned()) == []
+    finished.write(STUDY)
+
+
 def test_a_second_seed_or_optimizer_runs_only_the_new_cells(finished):
     finished.write(STUDY | {"seed": [0, 1]})
     seeds = runs_of(finished.planned())

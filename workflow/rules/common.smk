@@ -19,11 +19,13 @@ from zo.study import caches_of, load_study
 
 
 def checked(function, *arguments):
-    """A user's mistake ends snakemake with one line, not with a traceback."""
+    """A user's mistake, or a full disk, ends snakemake with one line, not with a traceback."""
     try:
         return function(*arguments)
     except UserError as error:
         sys.exit(f"Error in the study: {error}")
+    except OSError as error:
+        sys.exit(f"Error: {error}")
 
 
 STUDY = checked(load_study, config)
@@ -104,8 +106,10 @@ if LOCAL:
 # A prefix replaces Snakemake's strict mode, so it says it again. The trap keeps Ctrl-C from passing as a crash.
 # Slurm's SIGTERM goes to every process of a job at once: the shell waits, and tee ignores it, until the run has
 # written its checkpoint and said so.
-# Jobs use the python that runs snakemake, and this checkout's zo; `--sdm conda` puts its own python before it.
-ENVIRONMENT["PATH"] = f"{os.path.dirname(sys.executable)}:$PATH"
+# Jobs use the python that runs snakemake, and this checkout's zo. Not with `--sdm conda`, which activates the
+# rule's environment before this prefix: ours would hide its python.
+if not workflow.deployment_settings.deployment_method:
+    ENVIRONMENT["PATH"] = f"{os.path.dirname(sys.executable)}:$PATH"
 EXPORTS = " ".join(f"{name}={value}" for name, value in ENVIRONMENT.items())
 shell.prefix(
     "set -euo pipefail; trap 'exit 130' INT; trap 'exit 143' TERM;"
@@ -174,7 +178,7 @@ onstart:
     # Made already: the executor has read its settings, and submits nothing before this handler ends.
     if hasattr(workflow.executor_settings, "status_command"):
         settle_with_slurm(workflow.scheduler._executor)
-    begin_sweep(STUDY, means.jobs)
+    checked(begin_sweep, STUDY, means.jobs)
 
 
 onsuccess:

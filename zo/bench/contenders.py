@@ -1,6 +1,7 @@
 """What is timed: a model, a batch, and every step that takes its turn on them."""
 
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,14 @@ class Workbench:
         """One forward pass and its loss, nothing else."""
         with torch.no_grad():
             return self.objective(repeats).losses()
+
+    def time(self, step: Callable[[], object]) -> float:
+        """Seconds that a step takes, its last kernel included."""
+        start = time.perf_counter()
+        step()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - start
 
     def contenders(self, queries: list[int]) -> list[Contender]:
         """Everything that is compared, by name and q."""

@@ -15,6 +15,7 @@ from rich.table import Table
 from zo.bench.contenders import LEARNING_RATE, Contender, Setting, Workbench
 from zo.files import write_json
 from zo.ledger import peak_memory_mb
+from zo.models import checkpoint_activations
 from zo.plan import Plan
 from zo.sizes import SIZES
 
@@ -31,7 +32,7 @@ def extra_memory(setting: Setting, contender: Contender) -> float:
 
 
 def run_memory_bench(setting: Setting, sizes: list[str], out: Path | None) -> None:
-    """Peaks of FO and ZO steps for models of several sizes: print a table, save the records."""
+    """Peaks and times of FO and ZO steps for models of several sizes: print a table, save the records."""
     records = []
     for size in sizes:
         for name in MEMORY_STEPS:
@@ -39,7 +40,7 @@ def run_memory_bench(setting: Setting, sizes: list[str], out: Path | None) -> No
             try:
                 found = _measure_in_child(replace(setting, model_size=size), task)
             except subprocess.CalledProcessError:
-                found = dict.fromkeys(("loaded", "extra", "peak"))
+                found = dict.fromkeys(("loaded", "extra", "peak", "seconds"))
             records.append({"model_size": size, "name": name} | found)
             Console(stderr=True).print(size, name, found, highlight=False)
     _print_peaks(setting, records)
@@ -49,7 +50,9 @@ def run_memory_bench(setting: Setting, sizes: list[str], out: Path | None) -> No
 
 def _step_of(name: str, bench: Workbench) -> Callable[[], object]:
     """One of MEMORY_STEPS on a model."""
-    if name == "fo-sgd":
+    if name == "fo-sgd-checkpointing":
+        checkpoint_activations(bench.model)
+    if name.startswith("fo-sgd"):
         return bench.step_fo
     if name == "fo-adam":
         return _adam_step(bench)
@@ -58,7 +61,14 @@ def _step_of(name: str, bench: Workbench) -> Callable[[], object]:
     return bench.zo(name, MEMORY_Q, family, plan).step
 
 
-MEMORY_STEPS = ("fo-sgd", "fo-adam", "gaussian-sequential", "gaussian-parallel", "lowrank-parallel")
+MEMORY_STEPS = (
+    "fo-sgd",
+    "fo-sgd-checkpointing",
+    "fo-adam",
+    "gaussian-sequential",
+    "gaussian-parallel",
+    "lowrank-parallel",
+)
 
 
 def _adam_step(bench: Workbench) -> Callable[[], None]:
@@ -78,13 +88,16 @@ def _print_peaks(setting: Setting, records: list[dict]) -> None:
     s = setting
     title = f"{s.architecture}, vocabulary {s.vocab_size}, {s.batch_size} x {s.block_size} tokens, {s.dtype}"
     table = Table(title=f"{title}, {s.device}, ZO with q = {MEMORY_Q}; MiB", title_justify="left")
-    for head in ("size", "step", "model loaded", "peak above it", "whole peak", "FO SGD over it"):
+    heads = ("model loaded", "peak above it", "whole peak", "FO SGD over it", "s a step", "over FO SGD")
+    for head in ("size", "step", *heads):
         table.add_column(head, justify="right")
     for r in records:
         cells = ["did not fit" if r[key] is None else f"{r[key]:.0f}" for key in ("loaded", "extra", "peak")]
-        fo = next(o["extra"] for o in records if (o["model_size"], o["name"]) == (r["model_size"], "fo-sgd"))
-        times = f"{fo / r['extra']:.1f}" if fo and r["extra"] else ""
-        table.add_row(r["model_size"], r["name"], *cells, times)
+        fo = next(o for o in records if (o["model_size"], o["name"]) == (r["model_size"], "fo-sgd"))
+        less = f"{fo['extra'] / r['extra']:.1f}" if fo["extra"] and r["extra"] else ""
+        seconds = "" if r["seconds"] is None else f"{r['seconds']:.2f}"
+        longer = f"{r['seconds'] / fo['seconds']:.2f}" if fo["seconds"] and r["seconds"] else ""
+        table.add_row(r["model_size"], r["name"], *cells, less, seconds, longer)
     Console(width=120).print(table)
 
 
@@ -98,7 +111,10 @@ def _measure_in_child(setting: Setting, task: dict) -> dict[str, float]:
 
 
 def _measure(task: dict) -> dict[str, float]:
-    """MiB: the process with its model loaded, the peak of its steps above that or above inference, in all."""
+    """MiB: the process with its model loaded, the peak of its steps above that or above inference, in all.
+
+    And the seconds of its fastest step.
+    """
     setting = Setting(**task["setting"])
     _warm_up(setting)
     bench = Workbench(setting)
@@ -112,10 +128,9 @@ def _measure(task: dict) -> dict[str, float]:
             bench.infer(task["members"])
         loaded = _peak_mb(bench.device)
     _reset_peak(bench.device)
-    for _ in range(STEPS):
-        step()
+    seconds = min(bench.time(step) for _ in range(STEPS))
     peak = _peak_mb(bench.device)
-    return {"loaded": loaded, "extra": peak - loaded, "peak": peak}
+    return {"loaded": loaded, "extra": peak - loaded, "peak": peak, "seconds": seconds}
 
 
 def _warm_up(setting: Setting) -> None:

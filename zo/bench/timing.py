@@ -2,12 +2,9 @@
 
 import os
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -67,7 +64,7 @@ def measure(bench: Workbench, contenders: list[Contender], rounds: int) -> list[
         for contender in contenders:
             repeats = 3 if contender.forwards * contender.q <= 2 else 1  # short ones are timed more often
             for _ in range(repeats):
-                seconds = _time(contender.step, bench.device)
+                seconds = bench.time(contender.step)
                 if number:
                     times[contender.name, contender.q].append(seconds)
         console.print(f"round {number} of {rounds}, load {os.getloadavg()[0]:.1f}", highlight=False)
@@ -75,14 +72,6 @@ def measure(bench: Workbench, contenders: list[Contender], rounds: int) -> list[
     records = _keep_best_inference(records)
     _add_ratios(records, {(c.name, c.q): c.forwards for c in contenders})
     return records
-
-
-def _time(step: Callable[[], object], device: torch.device) -> float:
-    start = time.perf_counter()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def _record(contender: Contender, seconds: list[float]) -> Record:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from zo.causes import TRY_AGAIN, is_out_of_memory
 from zo.cli import checking, probing, reading, sweeping, training
 from zo.errors import UserError
 
@@ -64,17 +65,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # torch is loaded; docs/benchmarks.md has what it costs.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     words = [_hyphens(word) for word in (sys.argv[1:] if arguments is None else arguments)]
-    options = build_parser(*words[:1]).parse_args(words)
     try:
+        options = build_parser(*words[:1]).parse_args(words)
         return options.door(options) or 0
     except UserError as error:
-        print(f"{PROGRAM} {options.command}: {error}", file=sys.stderr)
+        print(f"{PROGRAM} {words[0]}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `zo stats ... | head`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
         return 0
+    except Exception as error:  # while it was imported, say: no step that could be made smaller
+        if not is_out_of_memory(error):
+            raise
+        line = str(error).strip().split("\n")[-1] or type(error).__name__
+        print(
+            f"{PROGRAM} {words[0]}: out of memory: {line}: give it more, or run less at once", file=sys.stderr
+        )
+        return TRY_AGAIN
 
 
 def build_parser(wanted: str | None = None) -> argparse.ArgumentParser:

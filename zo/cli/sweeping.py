@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from zo.cli.flags import results_flag
+from zo.cli.flags import add_setting, results_flag
 from zo.errors import unknown
 
 
 def add_sweep_flags(parser) -> None:
     """Flags of ``zo sweep``."""
     from zo.spec import AXES, RunSpec
-    from zo.study import PLURAL
+    from zo.study import PLURAL, Workflow
 
     parser.add_argument(
         "--study", default="sweep", help="its name: results go to results/<study>/ (default sweep)"
@@ -24,6 +24,9 @@ def add_sweep_flags(parser) -> None:
     parser.add_argument(
         "--threads", type=int, default=1, metavar="N", help="CPU threads of one run (default 1)"
     )
+    for key, info in Workflow.model_fields.items():
+        if key not in ("study", "gpus", "threads"):  # above, for they mean more here
+            add_setting(parser, key, info)
     parser.add_argument(
         "--quick", action="store_true", help="a small grid that takes about a minute on a CPU"
     )
