@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep quick test test-slow lint format bench chaos mutants clean
+.PHONY: help install sweep quick test test-slow test-cluster lint format bench chaos mutants clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,9 @@ test: install ## the fast tests
 
 test-slow: install ## the tests that take minutes each
 	$(BIN)/python -m pytest -n 2 -m slow
+
+test-cluster: install ## the sweep on a Slurm that is started for it (as root, Slurm installed; minutes)
+	$(BIN)/python -m pytest tests/cluster -m "slow or not slow" -rs
 
 lint: install ## style, formats, and the workflow's own checks
 	$(BIN)/ruff check .

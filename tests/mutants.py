@@ -55,6 +55,7 @@ JOB = "tests/unit/test_job.py"
 STATUS = "tests/unit/test_status.py"
 ARCHIVE = "tests/unit/test_archive.py"
 PRUNE = ("tests/unit/test_prune.py",)
+FOOTPRINT = ("tests/unit/test_footprint.py", "-k", "job or epoch or ledger")
 INTERVALS = ("tests/unit/test_analysis_intervals.py",)
 GUARDS = ("tests/unit/test_analysis_guards.py",)
 PARETO = ("tests/unit/test_analysis_pareto.py",)
@@ -349,6 +350,12 @@ MUTANTS = [
     Mutant("Random replayed along its estimate", "replay.py", "METHODS[state.spec.mode]().direction(state, estimate)", "estimate", (REPLAY, "-k", "Random")),
     Mutant("replay without the schedule", "replay.py", 'line["step"], line["learning_rate"]', 'line["step"], state.spec.learning_rate', (REPLAY, "-k", "cosine")),
     Mutant("backprop steps replayed", "replay.py", "if method.backward_passes(spec, step):", "if False:", (REPLAY, "-k", "backprop")),
+    # What a cluster's job asks for.
+    Mutant("a job's memory without a margin", "footprint.py", "MEMORY_MARGIN * own + LAUNCHER_BYTES", "own", FOOTPRINT),
+    Mutant("a GPU job's memory grows with the batch", "footprint.py", "    if gpus:\n        own = CUDA", "    if not gpus:\n        own = CUDA", FOOTPRINT),
+    Mutant("a job's time ignores its GPUs' number", "footprint.py", "gpus * GPU_RATE or threads", "(GPU_RATE if gpus else 0) or threads", FOOTPRINT),
+    Mutant("an epoch of a nominal corpus for ever", "footprint.py", "spec.epochs * corpus_tokens", "spec.epochs * NOMINAL_TOKENS", FOOTPRINT),
+    Mutant("a pass takes no time by itself", "footprint.py", "a_pass = PASS_S + spec", "a_pass = spec", FOOTPRINT),
     # The analysis: what would win a comparison falsely.
     Mutant("seeds not paired", "analysis/intervals.py", "mean_interval(left[shared] - right[shared], confidence)", "mean_interval(np.sort(left[shared]) - np.sort(right[shared])[::-1], confidence)", (*INTERVALS, "-k", "paired")),
     Mutant("the sign of a difference", "analysis/intervals.py", "mean_interval(left[shared] - right[shared], confidence)", "mean_interval(right[shared] - left[shared], confidence)", (*INTERVALS, "-k", "paired")),

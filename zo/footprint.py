@@ -4,6 +4,8 @@ The counts are exact (tests/unit/test_footprint.py builds the models); memory is
 imports torch: the workflow asks before its first run.
 """
 
+import math
+
 from zo.methods import METHODS, needs_dense_gradient, uses_backprop
 from zo.plan import decide_plan
 from zo.sizes import GPT2_VOCABULARY, Shape, model_shape, parse_scope
@@ -25,6 +27,20 @@ PASS_OVERHEAD = 2.5e7
 CPU thread: 1.9 ms a pass and 7.8 us a token, so that a batch of 1 is far from a quarter of a batch of 4."""
 NOMINAL_TOKENS = 1e8
 """Of a corpus; the true number is not known before its cache is built, and is one for all runs of a study."""
+CUDA_PROCESS_BYTES = 4 * 2**30
+"""Of host memory, for torch's CUDA libraries, their context and pinned buffers. Not measured."""
+LAUNCHER_BYTES = 600 * 2**20
+"""Of a cluster's job beside the run: two Snakemakes that know the whole study. Measured: 160 MiB each for a
+study of 1 run, 270 for 10,000."""
+MEMORY_MARGIN = 1.5
+"""What a cluster is asked for over the estimate, which lay up to 23 % under the measured peaks."""
+THREAD_RATE, GPU_RATE = 5e9, 5e11
+"""Tokens x parameters that a CPU thread or a GPU puts through forward passes in a second, low on purpose: a
+time limit must not be missed. Measured: 1.3e10 a thread (100k model), 2.8e10 (20M). No GPU: 1 TFLOP/s."""
+PASS_S = 0.01
+"""A pass takes at least so long, on a GPU launching its kernels."""
+FLOOR_MINUTES = 30
+"""Of a time limit: start-up on a slow file system, validation, checkpoints."""
 
 
 def vocabulary(spec: RunSpec) -> int:
@@ -106,20 +122,42 @@ def _members(spec: RunSpec, device: str) -> int:
     return signs * plan.directions_in_flight if plan.kind == "parallel" else 1
 
 
-def relative_cost(spec: RunSpec) -> float:
-    """Predicted work of a run, comparable within a study: its passes, each for its tokens and for being one.
-
-    A backward pass counts as two forward passes; ranks share the passes. A length in epochs is of a corpus of
-    NOMINAL_TOKENS.
-    """
+def count_passes(spec: RunSpec, corpus_tokens: float = NOMINAL_TOKENS) -> float:
+    """Forward passes of a run's whole batch, to its end; a backward pass counts as two."""
     method, period = METHODS[spec.mode], spec.bp_interval or 1
     steps = range(1, period + 1)
     forwards = sum(method.forward_passes(spec, step) for step in steps) / period
     passes = forwards + 2 * sum(method.backward_passes(spec, step) for step in steps) / period
-    batch = spec.batch_size * spec.block_size
-    a_pass = batch * count_parameters(spec)[0] + PASS_OVERHEAD
-    a_pass /= min(spec.ranks, spec.query_budget_q or spec.ranks)
     if spec.max_forwards:
-        return spec.max_forwards / forwards * passes * a_pass
-    length = spec.max_steps or (spec.max_tokens or spec.epochs * NOMINAL_TOKENS) / batch
-    return length * passes * a_pass
+        return spec.max_forwards / forwards * passes
+    batch = spec.batch_size * spec.block_size
+    return (spec.max_steps or (spec.max_tokens or spec.epochs * corpus_tokens) / batch) * passes
+
+
+def relative_cost(spec: RunSpec) -> float:
+    """Predicted work of a run, comparable within a study: its passes, each for its tokens and for being one.
+
+    Ranks share the passes. A length in epochs is of a corpus of NOMINAL_TOKENS.
+    """
+    a_pass = spec.batch_size * spec.block_size * count_parameters(spec)[0] + PASS_OVERHEAD
+    return count_passes(spec) * a_pass / min(spec.ranks, spec.query_budget_q or spec.ranks)
+
+
+def job_memory_mb(spec: RunSpec, gpus: int) -> int:
+    """MB of host memory that a run's job asks a cluster for, with a margin, in steps of 100.
+
+    With GPUs the work is in theirs: the host holds the weights while they are made, and checkpoints.
+    """
+    made = FLOAT * count_parameters(spec)[0]  # weights are drawn in fp32, also those that are kept in bf16
+    if gpus:
+        own = CUDA_PROCESS_BYTES + made + checkpoint_bytes(spec)
+    else:
+        own = max(memory_bytes(spec), PROCESS_BYTES + made)
+    return 100 * math.ceil((MEMORY_MARGIN * own * spec.ranks + LAUNCHER_BYTES) / 1e8)
+
+
+def job_minutes(spec: RunSpec, gpus: int, threads: int, corpus_tokens: float = NOMINAL_TOKENS) -> int:
+    """Minutes that a run's job asks a cluster for, from rates that it should beat (THREAD_RATE, GPU_RATE)."""
+    passes, rate = count_passes(spec, corpus_tokens), gpus * GPU_RATE or threads * THREAD_RATE
+    a_pass = PASS_S + spec.batch_size * spec.block_size * count_parameters(spec)[0] / rate
+    return FLOOR_MINUTES + math.ceil(passes * a_pass / 60)

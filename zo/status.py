@@ -49,6 +49,8 @@ class RunStatus:
     host: str | None = None
     slurm_job_id: str | None = None
     attempt: int | None = None
+    log: str | None = None
+    """What the run said; None before its first attempt."""
     reason: str | None = None
 
 
@@ -113,6 +115,7 @@ def _read_run(files: RunFiles) -> RunStatus:
         eta_seconds=left,
         seconds=_spent(files, job, state, _number(last, "seconds")),
         peak_memory_mb=_number(last, "peak_memory_mb"),
+        log=str(files.job_log) if files.job_log.exists() else None,
         reason=outcome.get("reason") if state == outcome.get("status") else None,
         **{key: job.get(key) for key in ("gpus", "host", "slurm_job_id", "attempt")},
     )

@@ -4,7 +4,20 @@ import pytest
 import torch
 
 from zo.checkpoint import KEPT
-from zo.footprint import CHECKPOINTS_KEPT, checkpoint_bytes, count_parameters, memory_bytes, relative_cost
+from zo.footprint import (
+    CHECKPOINTS_KEPT,
+    FLOOR_MINUTES,
+    GPU_RATE,
+    NOMINAL_TOKENS,
+    THREAD_RATE,
+    checkpoint_bytes,
+    count_parameters,
+    count_passes,
+    job_memory_mb,
+    job_minutes,
+    memory_bytes,
+    relative_cost,
+)
 from zo.models import build_model, parameter_roles, select_scope
 from zo.models import count_parameters as count_built
 from zo.optimizers import build_optimizers, pack_state
@@ -115,3 +128,40 @@ def test_ranks_share_what_is_in_flight_and_the_time_but_not_the_weights():
     assert relative_cost(make(query_budget_q=2, ranks=8)) == relative_cost(make(query_budget_q=2)) / 2
     fo = [memory_bytes(make("FO", scope="full", ranks=n)) for n in (1, 2)]
     assert fo[1] - fo[0] == 4 * count_parameters(make("FO", scope="full"))[1]  # DDP's copy of the gradient
+
+
+def test_passes_are_those_of_the_ledger_with_a_backward_one_as_two():
+    assert count_passes(make("FO")) == 10 * 3
+    assert count_passes(make(query_budget_q=8)) == 10 * 16
+    assert count_passes(make(max_steps=None, max_forwards=99)) == 99
+    assert count_passes(make("FO", max_steps=None, max_forwards=99)) == 3 * 99
+
+
+def test_an_epoch_is_as_long_as_the_corpus():
+    spec = make("FO", max_steps=None, epochs=2, batch_size=4, block_size=64)
+    assert count_passes(spec, corpus_tokens=2560) == 2 * 10 * 3
+    assert count_passes(spec) == count_passes(spec, NOMINAL_TOKENS)
+    assert job_minutes(spec, 0, 1, 2560) < job_minutes(spec, 0, 1)
+
+
+def test_a_jobs_time_is_its_work_at_the_rate_of_what_it_runs_on_and_never_below_the_floor():
+    assert job_minutes(make("Frozen"), gpus=0, threads=1) == FLOOR_MINUTES + 1
+    spec = make("FO", scope="full", model_size="200M", max_steps=100_000, batch_size=8, block_size=128)
+    work = 100_000 * 3 * 8 * 128 * count_parameters(spec)[0]
+    assert job_minutes(spec, 0, 4) == pytest.approx(work / (4 * THREAD_RATE) / 60, rel=0.01)
+    passes = 100_000 * 3 * 0.01
+    assert job_minutes(spec, 1, 4) == pytest.approx((passes + work / GPU_RATE) / 60 + FLOOR_MINUTES, rel=0.01)
+    assert job_minutes(spec, 2, 4) < job_minutes(spec, 1, 4)
+
+
+def test_a_jobs_memory_covers_the_estimate_with_a_margin_and_on_a_gpu_grows_with_the_weights_alone():
+    small, wide = (
+        make(model_size="20M", query_budget_q=8),
+        make(model_size="20M", query_budget_q=8, batch_size=64),
+    )
+    for spec in (small, wide):
+        assert job_memory_mb(spec, gpus=0) * 1e6 >= 1.5 * memory_bytes(spec)
+        assert job_memory_mb(spec, gpus=0) % 100 == 0
+    assert job_memory_mb(wide, gpus=0) > 3 * job_memory_mb(small, gpus=0)
+    assert job_memory_mb(wide, gpus=1) == job_memory_mb(small, gpus=1)
+    assert job_memory_mb(make(scope="full", model_size="1B"), gpus=1) > job_memory_mb(small, gpus=1) + 8000

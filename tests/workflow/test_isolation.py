@@ -1,6 +1,7 @@
 """What one bad run costs the others: nothing. A crash, a divergence, memory that runs out, a kill."""
 
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -123,8 +124,21 @@ def test_a_run_killed_with_its_launcher_past_its_last_retry_is_named_in_a_partia
     assert not partial.exists()
 
 
-def kill_when_begun(process, sweep: Sweep) -> None:
-    """SIGKILL to every process of the slow run, shell first, once it has rows and the other run is done."""
+def test_a_sigterm_to_every_process_of_a_job_leaves_a_checkpoint_and_a_word_in_the_log(tmp_path):
+    """What Slurm does to a job that is cancelled, preempted or out of time."""
+    study = STUDY | {"modes": ["FO", "ZO"], "learning_rates": {"FO": "1e-1", "ZO": "1e-3"}}
+    sweep = Sweep(tmp_path, study | {"query_budgets": 64, "max_steps": 60, "checkpoint_interval": 1000})
+    process = sweep.start()
+    kill_when_begun(process, sweep, signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    log = (sweep.results / "job_logs" / f"{SLOW}.log").read_text()
+    [stopped] = re.findall(r"signal 15: stopped at step (\d+)", log)
+    assert re.findall(r"resumed at step (\d+)", log) == [stopped]
+
+
+def kill_when_begun(process, sweep: Sweep, number: int = signal.SIGKILL) -> None:
+    """A signal to every process of the slow run, shell first, once it has rows and the other run is done."""
     log, other = sweep.results / "runs" / SLOW / "log.csv", sweep.results / "csv_logs" / f"{QUICK}.csv"
     deadline = time.monotonic() + 120
     while not (other.exists() and log.exists() and len(log.read_text().splitlines()) > 2):
@@ -136,4 +150,4 @@ def kill_when_begun(process, sweep: Sweep) -> None:
     below = [child for shell in shells for child in shell.children(recursive=True)]
     assert any("train" in child.cmdline() for child in below)
     for child in [*shells, *below]:
-        child.kill()
+        child.send_signal(number)

@@ -1,4 +1,6 @@
 # What the runs of the study say together. The folder may hold other runs: --study names those that count.
+# Local rules also on a cluster: they read a few MB and take seconds of one core, which a login node bears, while a
+# queue may cost hours, and the CSVs, which Snakemake has waited for here, another node may not see yet.
 
 STUDY_TEXT = json.dumps(dict(config), sort_keys=True)
 FIGURES = "loss_vs_steps loss_vs_forward_passes final_loss_vs_lr_by_q loss_heatmap_lr_q time_and_memory pareto_memory pareto_passes".split()
@@ -20,6 +22,7 @@ rule summary:
         csv=f"{RESULTS}/summary.csv",
     log:
         f"{RESULTS}/job_logs/summary.log",
+    localrule: True
     conda:
         "../../envs/zo.yaml"
     params:
@@ -42,6 +45,7 @@ rule plots:
         ),
     log:
         f"{RESULTS}/job_logs/plots.log",
+    localrule: True
     conda:
         "../../envs/zo.yaml"
     params:
@@ -66,6 +70,7 @@ rule report:
         ),
     log:
         f"{RESULTS}/job_logs/report.log",
+    localrule: True
     conda:
         "../../envs/zo.yaml"
     params:

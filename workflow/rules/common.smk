@@ -12,8 +12,8 @@ sys.path.insert(
 )  # this checkout's zo, also when it is not installed
 
 from zo.errors import UserError
-from zo.files import hold_or_exit, make_folder
-from zo.footprint import relative_cost
+from zo.files import hold_or_exit, make_folder, read_json
+from zo.footprint import NOMINAL_TOKENS, job_memory_mb, job_minutes, relative_cost
 from zo.gpus import SLOTS, choose_gpus
 from zo.study import caches_of, load_study
 
@@ -60,6 +60,17 @@ def read_cache(name):
     return CACHES[name].to_json()
 
 
+@cache
+def built_tokens(meta):
+    """Training tokens of a cache that is built."""
+    return read_json(Path(meta))["tokens"]["train"]
+
+
+def corpus_tokens(meta):
+    """Training tokens of a cache; a nominal number until it is built."""
+    return built_tokens(meta) if os.path.exists(meta) else NOMINAL_TOKENS
+
+
 LONGEST = max(map(relative_cost, STUDY.runs.values()))
 
 
@@ -93,12 +104,18 @@ if LOCAL:
     }
 
 # A prefix replaces Snakemake's strict mode, so it says it again. The trap keeps Ctrl-C from passing as a crash.
+# Slurm's SIGTERM goes to every process of a job at once: the shell waits, and tee ignores it, until the run has
+# written its checkpoint and said so.
 # Jobs use the python that runs snakemake, and this checkout's zo. Not with `--sdm conda`, which activates the
 # rule's environment before this prefix: ours would hide its python.
 if not workflow.deployment_settings.deployment_method:
     ENVIRONMENT["PATH"] = f"{os.path.dirname(sys.executable)}:$PATH"
 EXPORTS = " ".join(f"{name}={value}" for name, value in ENVIRONMENT.items())
-shell.prefix(f"set -euo pipefail; trap 'exit 130' INT; export {EXPORTS}; ")
+shell.prefix(
+    "set -euo pipefail; trap 'exit 130' INT; trap 'exit 143' TERM;"
+    ' tee() {{ trap "" TERM; command tee "$@"; }};'
+    f" export {EXPORTS}; "
+)
 
 # The resource counts slots. Without --resources gpu=N a local sweep has those of its GPUs: with none, jobs
 # ask for none.
@@ -131,6 +148,17 @@ def write_partial_summary():
         )
 
 
+def settle_with_slurm(executor):
+    """Only the study says how its jobs should be called, and only the cluster which command sees them end."""
+    from zo.slurm import choose_status_command
+
+    settings = workflow.executor_settings
+    settings.status_command = checked(
+        choose_status_command, settings.init_seconds_before_status_checks
+    )
+    executor.run_uuid = f"{STUDY.workflow.study}_{executor.run_uuid}"
+
+
 # Imported in the handlers: a dry run runs none of them.
 onstart:
     from zo.preflight import Means, jobs_at_once, preflight
@@ -147,6 +175,9 @@ onstart:
     else:
         means = Means(workflow.nodes, workflow.nodes, local=False)
     checked(preflight, STUDY, means)
+    # Made already: the executor has read its settings, and submits nothing before this handler ends.
+    if hasattr(workflow.executor_settings, "status_command"):
+        settle_with_slurm(workflow.scheduler._executor)
     checked(begin_sweep, STUDY, means.jobs)
 
 

@@ -12,7 +12,9 @@ rule probe:
         "../../envs/zo.yaml"
     threads: STUDY.workflow.threads
     resources:
-        gpu=STUDY.workflow.gpus_per_run,
+        gpu=GPUS_PER_RUN,
+        # The exact gradient and estimates lie beside the weights.
+        mem_mb=lambda wildcards, attempt: 2 * run_memory_mb(wildcards, attempt),
     params:
         scopes=",".join(STUDY.workflow.probe_scopes),
     shell:

@@ -1,6 +1,19 @@
 # One job a run. A crash costs its own run alone: see zo/crash.py and docs/decisions/crashed-runs.md.
 
 RETRIES = STUDY.workflow.retries
+# Also of a cluster's job, where `gpus:` names none of this machine's.
+GPUS_PER_RUN = 0 if STUDY.workflow.gpus == "none" else STUDY.workflow.gpus_per_run
+
+
+def run_memory_mb(wildcards, attempt):
+    """MB of host memory of a run's job. Local sweeps have no limit, so nothing waits for it there."""
+    return attempt * job_memory_mb(read_spec(wildcards.run), GPUS_PER_RUN)
+
+
+def run_minutes(wildcards, input, attempt, threads):
+    """Time limit of a run's job; asked again before each start, when the cache says how long an epoch is."""
+    spec, tokens = read_spec(wildcards.run), corpus_tokens(input.caches[0])
+    return attempt * job_minutes(spec, GPUS_PER_RUN * spec.ranks, threads, tokens)
 
 
 rule train:
@@ -19,13 +32,18 @@ rule train:
     benchmark:
         f"{RESULTS}/runs/{{run}}/benchmark.tsv"
     priority: lambda wildcards: predicted_length(wildcards.run)
-    retries: RETRIES
+    # Inside a cluster's job another Snakemake reads this: it must not try again with the same time and memory.
+    retries: 0 if workflow.remote_exec else RETRIES
     conda:
         "../../envs/zo.yaml"
     threads: lambda wildcards: STUDY.workflow.threads * read_spec(wildcards.run).ranks
     resources:
-        gpu=lambda wildcards: STUDY.workflow.gpus_per_run
-        * read_spec(wildcards.run).ranks,
+        # What a cluster's job asks for; more at each attempt, for the last may have failed for lack of it.
+        gpu=lambda wildcards: GPUS_PER_RUN * read_spec(wildcards.run).ranks,
+        mem_mb=run_memory_mb,
+        runtime=run_minutes,
+        # Two minutes before its time is up a run stops after its step and writes a checkpoint.
+        slurm_extra="--signal=TERM@120",
         # Of each rank: fewer where --cores allows fewer.
         threads_each=lambda wildcards, threads: max(
             1, threads // read_spec(wildcards.run).ranks

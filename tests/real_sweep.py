@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 STUDY = {
     "study": "tiny",
     "modes": ["FO", "ZO", "Frozen"],
@@ -33,8 +33,8 @@ STUDY = {
 class Sweep:
     """A folder with a corpus and a study, and the snakemake that runs there."""
 
-    def __init__(self, folder: Path, study: dict = STUDY):
-        self.folder = folder
+    def __init__(self, folder: Path, study: dict = STUDY, profile: str = "default"):
+        self.folder, self.profile = folder, profile
         self.results = folder / "results" / "tiny"
         verses = [f"It was the best of verse {i}, it was the worst of {i * i}." for i in range(400)]
         (folder / "text.txt").write_text("\n\n".join(verses))
@@ -49,11 +49,17 @@ class Sweep:
         output, _ = process.communicate(timeout=280)
         return subprocess.CompletedProcess(process.args, process.returncode, output)
 
-    def start(self, *arguments: str, address_space: int | None = None, **environment: str):
+    def start(
+        self,
+        *arguments: str,
+        output=subprocess.PIPE,
+        address_space: int | None = None,
+        **environment: str,
+    ) -> subprocess.Popen:
         """Start snakemake; its process. ``address_space``: bytes that each process of it may have."""
         command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), *arguments]
-        command += ["--workflow-profile", str(ROOT / "profiles" / "default")]
-        command += [] if "--cores" in arguments else ["--cores", "2"]
+        command += ["--workflow-profile", str(ROOT / "profiles" / self.profile)]
+        command += ["--cores", "2"] if self.profile == "default" and "--cores" not in arguments else []
         env = {key: value for key, value in os.environ.items() if not key.startswith("SNAKEMAKE")}
         limit = (address_space or resource.RLIM_INFINITY,) * 2
         return subprocess.Popen(
@@ -61,7 +67,7 @@ class Sweep:
             cwd=self.folder,
             env=env | environment,
             text=True,
-            stdout=subprocess.PIPE,
+            stdout=output,
             stderr=subprocess.STDOUT,
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, limit) if address_space else None,
         )
