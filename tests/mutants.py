@@ -226,7 +226,7 @@ MUTANTS = [
     Mutant("accumulated gradient not averaged", "objective.py", "value * (scale / accumulation)", "value * scale", (*ESTIMATE, "-k", "backprop")),
     Mutant("noise of another norm in Random", "estimate.py", "self.norm(parameters) / noise.norm(parameters)", "1.0", (METHODS, "-k", "random_takes")),
     # Low-rank directions.
-    Mutant("low-rank that is made dense in the parallel plan", "estimate.py", "LowRankMembers if isinstance(directions, LowRankNoise) else DenseMembers", "DenseMembers", (*LOWRANK, "-k", "never_make")),
+    Mutant("low-rank that is made dense in the parallel plan", "members.py", "LowRankMembers if isinstance(directions, LowRankNoise) else DenseMembers", "DenseMembers", (*LOWRANK, "-k", "never_make")),
     Mutant("low-rank that is made dense in the update", "noise.py", "if self.compact(parameter, index, len(weights)):", "if False:", (*LOWRANK, "-k", "never_make")),
     Mutant("a full-rank Gaussian under low-rank's name", "noise.py", "return torch.mm((u[:, start:stop] * self.root).T, v, out=out)", 'return Noise("gaussian", *self._seed_step).fill_(out, query, parameter, start)', (*LOWRANK, "-k", "exactly_its_rank")),
     Mutant("u and v swapped", "members.py", FACTORS, FACTORS.replace("out_first]", "out_first ^ (out_first and weight.shape[0] == weight.shape[1])]"), MEMBERS),

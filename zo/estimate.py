@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from zo.directions import Directions, Store, at_least_fp32, round_to_nearest_
-from zo.members import DenseMembers, LowRankMembers
-from zo.noise import LowRankNoise, Noise
+from zo.members import members_of
+from zo.noise import Noise
 from zo.objective import LossFunction, Objective
 from zo.perturbed import Perturbed, UnsupportedOperation
 from zo.plan import Plan
@@ -154,7 +154,7 @@ def _evaluate(
         chunks = torch.tensor(queries).split(plan.directions_in_flight)
         passes = [(chunk.tolist(), scales) for chunk in chunks]
         try:
-            if can_share(objective, parameters):
+            if can_share(objective, parameters, directions):
                 return _losses(objective, parameters, directions, rows, passes)
             reason = "does not keep the sequences of a batch apart, or in their order"
         except UnsupportedOperation as unsupported:
@@ -175,7 +175,7 @@ _unsupported: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
 def _losses(objective, parameters, directions, rows, passes: list[tuple[list[int], list[float]]]):
     """The members' losses, in order; a forward pass for each (queries, scales)."""
-    kind = LowRankMembers if isinstance(directions, LowRankNoise) else DenseMembers
+    kind = members_of(directions)
     scratch, losses = Scratch(), []
     for queries, scales in passes:
         members = kind(directions, scratch, queries, scales, parameters)

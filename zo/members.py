@@ -205,3 +205,8 @@ def _product_dtype(x: torch.Tensor) -> torch.dtype:
     """What autocast would multiply in, for products that are written in place and so not its own to cast."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def members_of(directions: Directions) -> type[Members]:
+    """The class that treats a kind of directions best."""
+    return LowRankMembers if isinstance(directions, LowRankNoise) else DenseMembers

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import torch
 
-from zo.members import LowRankMembers
-from zo.noise import make_noise
+from zo.directions import Directions
+from zo.members import members_of
+from zo.noise import LowRankNoise, make_noise
 from zo.objective import Objective
 from zo.perturbed import Perturbed
 from zo.scratch import Scratch
@@ -26,26 +27,28 @@ _seen_to: weakref.WeakKeyDictionary[torch.nn.Module, frozenset[int]] = weakref.W
 
 
 @torch.no_grad()
-def can_share(objective: Objective, parameters: Sequence[torch.Tensor]) -> bool:
+def can_share(objective: Objective, parameters: Sequence[torch.Tensor], directions: Directions) -> bool:
     """Whether two members have the same logits in a shared pass as on their own; tried once.
 
-    Costs four sequences' forward passes. A model with dropout on can't be tried and is believed.
+    Costs four sequences' forward passes, and the memory of a step with directions of this kind. A model with
+    dropout on can't be tried and is believed.
     Raises UnsupportedOperation where a parameter is used in a way that can't be split at all.
     """
     model, ids = objective.model, frozenset(map(id, parameters))
     if model.training or _seen_to.get(model) == ids:
         return True
-    if same := _try(objective, parameters):
+    if same := _try(objective, parameters, directions):
         _seen_to[model] = ids
     return same
 
 
-def _try(objective: Objective, parameters: Sequence[torch.Tensor]) -> bool:
-    noise = make_noise("lowrank", 0, 0, parameters)  # the family that costs least
+def _try(objective: Objective, parameters: Sequence[torch.Tensor], directions: Directions) -> bool:
+    family = "lowrank" if isinstance(directions, LowRankNoise) else "gaussian"
+    noise = make_noise(family, 0, 0, parameters)
     rows = torch.tensor([0, objective.batch_size - 1], device=objective.targets.device)
 
     def logits(queries: list[int]) -> torch.Tensor:
-        members = LowRankMembers(noise, Scratch(), queries, [SCALE], parameters)
+        members = members_of(noise)(noise, Scratch(), queries, [SCALE], parameters)
         with Perturbed(parameters, members, batch_size=1):
             return objective.logits(rows[queries])
 
