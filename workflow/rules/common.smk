@@ -80,6 +80,21 @@ def predicted_length(run):
     return 100 * relative_cost(read_spec(run)) / LONGEST
 
 
+# Also of a cluster's job, where `gpus:` names none of this machine's.
+GPUS_PER_RUN = 0 if STUDY.workflow.gpus == "none" else STUDY.workflow.gpus_per_run
+
+
+def run_memory_mb(wildcards, attempt):
+    """MB of host memory of a run's job. Local sweeps have no limit, so nothing waits for it there."""
+    return attempt * job_memory_mb(read_spec(wildcards.run), GPUS_PER_RUN)
+
+
+def run_minutes(wildcards, input, attempt, threads):
+    """Time limit of a run's job; asked again before each start, when the cache says how long an epoch is."""
+    spec, tokens = read_spec(wildcards.run), corpus_tokens(input.caches[0])
+    return attempt * job_minutes(spec, GPUS_PER_RUN * spec.ranks, threads, tokens)
+
+
 def least_tokens():
     """Flags of `zo cache`: fewer tokens than the largest batch needs is one error, not one for each run."""
     train = max(spec.batch_size * spec.block_size for spec in STUDY.runs.values()) + 1
