@@ -43,6 +43,10 @@ CHECKPOINT = ("tests/unit/test_checkpoint.py",)
 GPUS = ("tests/unit/test_gpus.py",)
 RECORD = ("tests/unit/test_record.py",)
 METHODS = "tests/contract/test_methods.py"
+RANKS = "tests/contract/test_ranks.py"
+PLACES = ("tests/unit/test_places.py",)
+ENGINE = (RANKS, "-k", "estimate or fails or differ or heard")
+RANK_RUNS = (RANKS, "-k", "two_ranks")
 MEMORY = "tests/contract/test_memory.py"
 REPLAY = "tests/contract/test_replay.py"
 PATH = (METHODS, "-k", "textbooks_path")
@@ -189,19 +193,19 @@ MUTANTS = [
     Mutant("norm's bias not perturbed", "perturbed.py", "weight, bias = mode.vector(weight), mode.vector(bias)", "weight = mode.vector(weight)", PERTURBED),
     Mutant("a buffer of another type", "scratch.py", " or flat.dtype != like.dtype or", " or", PERTURBED),
     # The estimate.
-    Mutant("no 1/(2 eps)", "estimate.py", "(plus - minus) / (2 * epsilon)", "plus - minus", ORACLE),
+    Mutant("no 1/(2 eps)", "estimate.py", "(losses[:, 0] - losses[:, 1]) / (2 * epsilon)", "losses[:, 0] - losses[:, 1]", ORACLE),
     Mutant("1/eps for two sides", "estimate.py", "/ (2 * epsilon)", "/ epsilon", ORACLE),
     Mutant("1/(2 eps) for one side", "estimate.py", "(losses[:q] - losses[q:]) / epsilon", "(losses[:q] - losses[q:]) / (2 * epsilon)", ORACLE),
-    Mutant("inverted sign", "estimate.py", "(plus - minus)", "(minus - plus)", ORACLE),
+    Mutant("inverted sign", "estimate.py", "(losses[:, 0] - losses[:, 1])", "(losses[:, 1] - losses[:, 0])", ORACLE),
     Mutant("inverted sign of the compact update", "estimate.py", "update_(parameters, alpha, self.weights())", "update_(parameters, -alpha, self.weights())", (*ESTIMATE, "-k", "compact")),
-    Mutant("wrong base of one side", "estimate.py", "base = objective.losses(rows if sharded else None)", "base = losses[:1].clone()", ORACLE),
-    Mutant("a wait for the base alone", "estimate.py", "losses = _read(torch.cat([losses, base]))", "losses = torch.cat([_read(losses), _read(base)])", ("tests/unit/test_launches.py", "-k", "waits")),
+    Mutant("wrong base of one side", "estimate.py", "parts += [objective.losses()] if q in own else []", "parts += [parts[0][:1].clone()] if q in own else []", ORACLE),
+    Mutant("a wait for the base alone", "estimate.py", "return _read(torch.cat(parts)).view(-1, 1)", "return torch.cat([_read(part) for part in parts]).view(-1, 1)", ("tests/unit/test_launches.py", "-k", "waits")),
     Mutant("no mean over q", "estimate.py", "(self.scale / len(self.coefficients))", "self.scale", ORACLE),
     Mutant("loss of the first member alone", "estimate.py", "losses.mean().item()", "losses[0].item()", ORACLE),
     Mutant("losses of half-precision logits", "objective.py", "logits = logits.to(at_least_fp32(logits))", "pass", ("tests/unit/test_half.py",)),
     Mutant("a dense gradient in half precision", "estimate.py", "self.weights(), index).view(parameter.shape)", "self.weights(), index).view(parameter.shape).to(parameter.dtype)", HALF),
     Mutant("perturbed in place", "estimate.py", "        with Perturbed(parameters, members, rows.shape[1]):\n", IN_PLACE, (*ESTIMATE, "-k", "bit_for_bit")),
-    Mutant("signs outermost in the sequential plan", "estimate.py", "for query in range(len(rows)) for scale in scales]", "for scale in scales for query in range(len(rows))]", ORACLE),
+    Mutant("signs outermost in the sequential plan", "estimate.py", "for query in queries for scale in scales]", "for scale in scales for query in queries]", ORACLE),
     Mutant("no fall-back to the sequential plan", "estimate.py", "except UnsupportedOperation as unsupported:\n", "except UnsupportedOperation as unsupported:\n            raise\n", UNUSUAL),
     Mutant("sequences that mix are not noticed", "sharing.py", "return not (together", "return True or (together", (*ARCHITECTURES, "-k", "keep_its_sequences")),
     Mutant("the trial's noise is too small to see", "sharing.py", "SCALE = 1e-2", "SCALE = 1e-7", (*ARCHITECTURES, "-k", "keep_its_sequences")),
@@ -263,7 +267,7 @@ MUTANTS = [
     Mutant("shard rows repeated for signs the other way", "estimate.py", ".repeat_interleave(len(scales), dim=0)", ".repeat(len(scales), 1)", SHARDS),
     Mutant("the first shards for every chunk", "estimate.py", "rows[queries[0] : queries[-1] + 1]", "rows[: len(queries)]", SHARDS),
     Mutant("a shard's targets are the batch's first", "objective.py", "targets = self.targets[rows]", "targets = self.targets[: rows.shape[1]].expand(len(rows), -1, -1)", SHARDS),
-    Mutant("one base for all shards", "estimate.py", "objective.losses(rows if sharded else None)", "objective.losses(None)", SHARDS),
+    Mutant("one base for all shards", "estimate.py", "base = objective.losses(rows[own.start : own.stop])", "base = objective.losses(None).expand(len(own))", SHARDS),
     Mutant("a shard counted as a whole batch", "estimate.py", "losses.numel() // q if sharded else losses.numel()", "losses.numel()", LEDGER),
     Mutant("a shard's cost not foreseen", "methods.py", "        if spec.shard_batch:  # each direction reads its own 1/q of the batch\n            return 2\n", "", LEDGER),
     Mutant("rank not passed on", "methods.py", "state.parameters, spec.rank)", "state.parameters)", (*PATH[:2], "textbooks_path and rank")),
@@ -306,9 +310,9 @@ MUTANTS = [
     Mutant("ledger not resumed", "run.py", 'self.ledger = Ledger(**checkpoint.state["ledger"])', "self.ledger.step = checkpoint.step", RESUME),
     Mutant("logs not cut back", "record.py", "file.truncate(length)\n    file.seek(length)", "file.seek(0, 2)", RESUME),
     Mutant("changed settings ignored", "train.py", "if resolved != then.model_copy(update=plan):", "if False:", (METHODS, "-k", "starts_over")),
-    Mutant("no checkpoint at a signal", "train.py", "if last or stop.received or ledger.step", "if last or ledger.step", (METHODS, "-k", "a_signal")),
-    Mutant("NaN trained on", "train.py", "if not math.isfinite(report.loss):", "if False:", (METHODS, "-k", "no_number")),
-    Mutant("high losses need not be in a row", "train.py", "if report.loss > limit else 0", "if report.loss > limit else run.ledger.high_steps", (METHODS, "-k", "above_chance")),
+    Mutant("no checkpoint at a signal", "loop.py", "if last or told or ledger.step", "if last or ledger.step", (METHODS, "-k", "a_signal")),
+    Mutant("NaN trained on", "loop.py", "if not math.isfinite(report.loss):", "if False:", (METHODS, "-k", "no_number")),
+    Mutant("high losses need not be in a row", "loop.py", "if report.loss > limit else 0", "if report.loss > limit else run.ledger.high_steps", (METHODS, "-k", "above_chance")),
     # The launcher.
     Mutant("a slot's lock not asked", "gpus.py", "if not try_hold(files[-1], shared):", "if False:", GPUS),
     Mutant("a GPU alone shared all the same", "gpus.py", "[(own, slots > 1),", "[(own, True),", GPUS),
@@ -374,6 +378,20 @@ MUTANTS = [
     Mutant("memory that FO does not fit in", "analysis/curves.py", "<= SLACK * limit", "<= np.inf", (*PARETO, "-k", "must_fit")),
     Mutant("backward passes at no price", "analysis/curves.py", "+ backward_cost * frame", "+ 0 * frame", (*PARETO, "-k", "price")),
     Mutant("what runs wrote becomes markup", "analysis/report.py", "autoescape=True", "autoescape=False", (*REPORT, "-k", "markup")),
+    # One run over several processes.
+    Mutant("a direction evaluated by two ranks", "ranks.py", "start = rank * size + min(rank, larger)", "start = rank * size", PLACES),
+    Mutant("no rank for what is left over", "ranks.py", "range(start, start + size + (rank < larger))", "range(start, start + size)", PLACES),
+    Mutant("a batch script taken for a rank", "place.py", 'environment.get("SLURM_STEP_NUM_TASKS", 1)', 'environment.get("SLURM_NTASKS", 1)', PLACES),
+    Mutant("a port of each rank's own", "place.py", "address, 20000 + step % 20000)", "address, 20000 + (step + rank) % 20000)", PLACES),
+    Mutant("a bug of one rank tried again", "launch.py", "return min(causes) if causes else TRY_AGAIN", "return TRY_AGAIN", PLACES),
+    Mutant("losses in the order of padded shares", "ranks.py", "[row[2 : 2 + k] for row, k in zip(received, shares, strict=True)]).view(n, width)", "[row[2:] for row in received])[: n * width].view(n, width)", ENGINE),
+    Mutant("one rank's failure kept to itself", "ranks.py", "self._raise_together(received[:, 1], failure)", "self._raise_together(received[:, 1] * bool(failure), failure)", ENGINE),
+    Mutant("no word of a rank out of memory", "ranks.py", "verdict = OUT_OF_MEMORY if failure and is_out_of_memory(failure) else verdict", "pass", ENGINE),
+    Mutant("a signal of the first rank alone", "ranks.py", "int(received[:, 0].max())", "int(received[0, 0])", ENGINE),
+    Mutant("weights never compared", "ranks.py", "if found[rank] != found[0]]", "if found[rank] != found[rank]]", ENGINE),
+    Mutant("gradients weighed as if shares were equal", "replica.py", "(scale * weight * self._ranks.count)", "(scale / len(parts))", RANK_RUNS),
+    Mutant("ranks resumed from the beginning", "train.py", "if orders.step is not None:", "if False:", (RANKS, "-k", "goes_on_with_other_numbers")),
+    Mutant("no sign of life looked for", "heartbeat.py", "if now - self._heard > self._patience:", "if False:", (RANKS, "-k", "hung", "-m", "slow")),
 ]  # fmt: skip
 
 

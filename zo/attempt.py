@@ -13,7 +13,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from zo.causes import name_cause
+from zo.causes import RankLost, name_cause
 from zo.errors import UserError
 from zo.files import read_json, write_json
 from zo.job import now
@@ -46,7 +46,7 @@ class Attempt:
         if going_on and last["effective"]:  # with the limits, of which the mode may not read all
             self._effective = RunSpec.make(**last["effective"]).model_copy(update=self.limits)
         if self._effective and last["ended"] == OUT_OF_MEMORY:
-            self.reduce(KERNEL)
+            self.reduce(last["reason"])
 
     @property
     def limits(self) -> dict[str, Any]:
@@ -74,8 +74,14 @@ class Attempt:
             self._write(ended=cause, reason=reason)
 
     def fail(self, error: BaseException) -> None:
-        """Close the record of an attempt that ``error`` ended."""
-        self.end(name_cause(error), " ".join(f"{type(error).__name__}: {error}".split())[:300])
+        """Close the record of an attempt that ``error`` ended.
+
+        Where a rank is gone without a word it stays open: the kernel is still to be asked why.
+        """
+        cause = name_cause(error)
+        if isinstance(error, RankLost) and cause != OUT_OF_MEMORY:
+            return
+        self.end(cause, " ".join(f"{type(error).__name__}: {error}".split())[:300])
 
     def _write(self, ended: str | None, reason: str | None) -> None:
         record = {

@@ -26,6 +26,10 @@ MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTA
 """A full disk, a quota, a device or a file server that failed."""
 
 
+class RankLost(Exception):
+    """Another process of the run is gone: killed, hung, or ended by an error of its own."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a smaller step, or the same one on an emptier machine, could have passed."""
     if isinstance(error, UserError):
@@ -41,7 +45,9 @@ def _says_memory(text: str) -> bool:
 
 
 def is_machine_failure(error: BaseException) -> bool:
-    """Whether the disk, the file server or the GPU failed under the run: tomorrow it may not."""
+    """Whether the disk, the file server, the GPU or another rank failed the run: tomorrow it may not."""
+    if isinstance(error, RankLost):
+        return True
     if isinstance(error, OSError):
         return error.errno in MACHINE_ERRORS
     return type(error).__name__ == "AcceleratorError"  # CUDA's, e.g. a GPU that fell off the bus

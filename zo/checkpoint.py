@@ -28,9 +28,14 @@ class Checkpoint:
     state: dict
 
 
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return folder / f"step-{step:09d}.safetensors"
+
+
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write ``step-<n>.safetensors`` and drop all but the newest KEPT."""
-    path = make_folder(folder) / f"step-{checkpoint.step:09d}.safetensors"
+    path = checkpoint_path(make_folder(folder), checkpoint.step)
     write_checkpoint(path, checkpoint)
     for old in sorted(folder.glob("step-*.safetensors"))[:-KEPT]:
         old.unlink()

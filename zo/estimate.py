@@ -21,6 +21,7 @@ from zo.noise import LowRankNoise, Noise
 from zo.objective import LossFunction, Objective
 from zo.perturbed import Perturbed, UnsupportedOperation
 from zo.plan import Plan
+from zo.ranks import ALONE, Ranks
 from zo.scratch import Scratch
 from zo.sharing import can_share
 
@@ -81,6 +82,7 @@ def estimate_gradient(
     sides: str = "two",
     sharded: bool = False,
     plan: Plan = Plan(),  # noqa: B008 - frozen
+    ranks: Ranks = ALONE,
 ) -> Estimate:
     """Estimate the gradient of ``objective`` in ``parameters`` from q directions; nothing is modified.
 
@@ -94,21 +96,44 @@ def estimate_gradient(
         ``two`` (central difference) or ``one`` (forward difference from one shared base loss).
     sharded:
         Evaluate each direction on its own 1/q of the batch's sequences instead of on all of them.
+    ranks:
+        The processes that share the directions, each with the same arguments; all get the same estimate.
     """
     rows = _rows_of_queries(objective, q, sharded)
-    signs = (1.0, -1.0) if sides == "two" else (1.0,)
-    scales = [sign * epsilon for sign in signs]
-    losses = _evaluate(objective, parameters, directions, rows, scales, plan)  # [q * signs]
+    scales = [epsilon, -epsilon] if sides == "two" else [epsilon]
+
+    def evaluate(queries: range) -> torch.Tensor:  # [queries * signs]
+        return _evaluate(objective, parameters, directions, queries, rows, scales, plan)
+
     if sides == "two":
-        losses = _read(losses)
-        plus, minus = losses.view(q, 2).unbind(1)
-        coefficients = (plus - minus) / (2 * epsilon)
+        losses = ranks.share_out(q, 2, lambda own: _read(evaluate(own)).view(-1, 2))
+        coefficients = (losses[:, 0] - losses[:, 1]) / (2 * epsilon)
     else:
-        base = objective.losses(rows if sharded else None)  # [q] or [1]
-        losses = _read(torch.cat([losses, base]))
+        losses = _share_out_one_sided(objective, evaluate, rows, sharded, ranks)
         coefficients = (losses[:q] - losses[q:]) / epsilon
     cost = losses.numel() // q if sharded else losses.numel()  # a shard is 1/q of a forward pass
     return Estimate(directions, coefficients, losses.mean().item(), cost, directions.scale)
+
+
+def _share_out_one_sided(objective, evaluate, rows, sharded: bool, ranks: Ranks) -> torch.Tensor:
+    """The q losses of the directions, then the base loss: [q + 1]; each shard has a base of its own: [2q]."""
+    q = len(rows)
+    if sharded:  # to rounding: a rank's bases are one forward pass of its own shards
+
+        def pairs(own: range) -> torch.Tensor:
+            perturbed = evaluate(own)
+            base = objective.losses(rows[own.start : own.stop])
+            return _read(torch.cat([perturbed, base])).view(2, -1).T
+
+        return ranks.share_out(q, 2, pairs).T.flatten()
+
+    def singles(own: range) -> torch.Tensor:  # the base is one more item, after the directions
+        queries = range(own.start, min(own.stop, q))
+        parts = [evaluate(queries)] if queries else []
+        parts += [objective.losses()] if q in own else []
+        return _read(torch.cat(parts)).view(-1, 1)
+
+    return ranks.share_out(q + 1, 1, singles).flatten()
 
 
 def _rows_of_queries(objective: Objective, q: int, sharded: bool) -> torch.Tensor:
@@ -121,10 +146,12 @@ def _rows_of_queries(objective: Objective, q: int, sharded: bool) -> torch.Tenso
     return rows.view(q, -1)
 
 
-def _evaluate(objective, parameters, directions, rows, scales: list[float], plan: Plan) -> torch.Tensor:
-    """[q * signs] losses on the device, signs innermost."""
+def _evaluate(
+    objective, parameters, directions, queries: range, rows, scales: list[float], plan: Plan
+) -> torch.Tensor:
+    """[queries * signs] losses on the device, signs innermost; rows [q, b] are those of all directions."""
     if plan.kind == "parallel" and objective.model not in _unsupported:
-        chunks = torch.arange(len(rows)).split(plan.directions_in_flight)
+        chunks = torch.tensor(queries).split(plan.directions_in_flight)
         passes = [(chunk.tolist(), scales) for chunk in chunks]
         try:
             if can_share(objective, parameters):
@@ -138,7 +165,7 @@ def _evaluate(objective, parameters, directions, rows, scales: list[float], plan
             "using the sequential plan",
             stacklevel=2,
         )
-    passes = [([query], [scale]) for query in range(len(rows)) for scale in scales]
+    passes = [([query], [scale]) for query in queries for scale in scales]
     return _losses(objective, parameters, directions, rows, passes)
 
 

@@ -6,7 +6,7 @@ imports torch: the workflow asks before its first run.
 
 import math
 
-from zo.methods import METHODS, needs_dense_gradient
+from zo.methods import METHODS, needs_dense_gradient, uses_backprop
 from zo.plan import decide_plan
 from zo.sizes import GPT2_VOCABULARY, Shape, model_shape, parse_scope
 from zo.spec import RunSpec
@@ -91,13 +91,15 @@ def _weight_bytes(spec: RunSpec) -> int:
 
 
 def memory_bytes(spec: RunSpec, device: str = "cpu") -> int:
-    """Estimate what a run holds: process, weights, gradient, optimizer state, logits of what is in flight.
+    """Estimate what one process of a run holds: itself, weights, gradient, optimizer state, logits in flight.
 
-    Activations are counted as twice the logits' inputs per layer: an estimate to plan with, not a bound.
+    Several ranks hold the weights each, and share out what is in flight. Activations are counted as twice the
+    logits' inputs per layer: an estimate to plan with, not a bound.
     """
     total, trained = count_parameters(spec)
     dense = trained if needs_dense_gradient(spec) else 0
     shape = model_shape(spec.model_size, spec.architecture)
+    dense *= 2 if spec.ranks > 1 and uses_backprop(spec.mode) else 1  # DDP holds a copy to send
     members = _members(spec, device)
     tokens = members * max(
         spec.batch_size * spec.block_size // spec.gradient_accumulation,
@@ -114,7 +116,8 @@ def _members(spec: RunSpec, device: str) -> int:
     if not spec.query_budget_q:
         return 1
     signs, tokens = 2 if spec.sides == "two" else 1, spec.batch_size * spec.block_size
-    settings = {"q": spec.query_budget_q, "signs": signs, "tokens": tokens, "vocab_size": vocabulary(spec)}
+    own = -(-spec.query_budget_q // spec.ranks)
+    settings = {"q": own, "signs": signs, "tokens": tokens, "vocab_size": vocabulary(spec)}
     plan, _ = decide_plan(spec.plan, spec.parallel_batch_size, device=device, **settings)
     return signs * plan.directions_in_flight if plan.kind == "parallel" else 1
 
@@ -134,10 +137,10 @@ def count_passes(spec: RunSpec, corpus_tokens: float = NOMINAL_TOKENS) -> float:
 def relative_cost(spec: RunSpec) -> float:
     """Predicted work of a run, comparable within a study: its passes, each for its tokens and for being one.
 
-    A length in epochs is of a corpus of NOMINAL_TOKENS.
+    Ranks share the passes. A length in epochs is of a corpus of NOMINAL_TOKENS.
     """
     a_pass = spec.batch_size * spec.block_size * count_parameters(spec)[0] + PASS_OVERHEAD
-    return count_passes(spec) * a_pass
+    return count_passes(spec) * a_pass / min(spec.ranks, spec.query_budget_q or spec.ranks)
 
 
 def job_memory_mb(spec: RunSpec, gpus: int) -> int:
@@ -150,7 +153,7 @@ def job_memory_mb(spec: RunSpec, gpus: int) -> int:
         own = CUDA_PROCESS_BYTES + made + checkpoint_bytes(spec)
     else:
         own = max(memory_bytes(spec), PROCESS_BYTES + made)
-    return 100 * math.ceil((MEMORY_MARGIN * own + LAUNCHER_BYTES) / 1e8)
+    return 100 * math.ceil((MEMORY_MARGIN * own * spec.ranks + LAUNCHER_BYTES) / 1e8)
 
 
 def job_minutes(spec: RunSpec, gpus: int, threads: int, corpus_tokens: float = NOMINAL_TOKENS) -> int:

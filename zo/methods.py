@@ -14,12 +14,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from zo.ranks import ALONE, Ranks
+
 if TYPE_CHECKING:
     import torch
 
     from zo.estimate import Estimate
     from zo.objective import Objective
     from zo.plan import Plan
+    from zo.replica import Replica
     from zo.spec import RunSpec
 
 # Settings beyond scope, batch size and seed that a family of methods reads. An axis that a method does
@@ -40,6 +43,10 @@ class State:
     plan: Plan
     objective: Callable[[torch.Tensor], Objective]
     """Makes the loss of one batch of token blocks, [B, T + 1]."""
+    ranks: Ranks = ALONE
+    """The processes that share the work of a step."""
+    replica: Replica | None = None
+    """Of the model, where they share backprop."""
     learning_rate: float = 0.0
     """Of this step, after the schedule."""
     step: int = 0
@@ -214,7 +221,7 @@ class Frozen(Method):
     def step(self, state, batch, guide):
         from zo.objective import evaluate
 
-        return StepReport(evaluate(state.objective(batch)), forward_passes=1)
+        return StepReport(evaluate(state.objective(batch), state.ranks), forward_passes=1)
 
 
 METHODS: dict[str, type[Method]] = {
@@ -231,9 +238,11 @@ def make_directions(state: State):
 
 
 def _backpropagate(state: State, blocks: torch.Tensor):
-    from zo.objective import backpropagate
+    from zo.objective import backpropagate, sum_gradients
 
-    return backpropagate(state.objective, blocks, state.parameters, state.spec.gradient_accumulation)
+    shared = state.replica.sum_gradients if state.replica else sum_gradients
+    parts = state.spec.gradient_accumulation
+    return backpropagate(state.objective, blocks, state.parameters, parts, shared)
 
 
 def _estimate(state: State, batch, directions=None) -> Estimate:
@@ -249,6 +258,7 @@ def _estimate(state: State, batch, directions=None) -> Estimate:
         sides=spec.sides,
         sharded=spec.shard_batch,
         plan=state.plan,
+        ranks=state.ranks,
     )
 
 
@@ -265,8 +275,12 @@ def _report(estimate: Estimate, norm, backward: int = 0, cosine=None, scalars=No
 
 def needs_dense_gradient(spec: RunSpec) -> bool:
     """Whether a run holds gradients as large as its parameters: all do but ZO under plain SGD."""
-    method = METHODS[spec.mode]
-    return bool(method.uses & BACKPROP) or (bool(method.uses) and not plain_sgd(spec))
+    return uses_backprop(spec.mode) or (bool(METHODS[spec.mode].uses) and not plain_sgd(spec))
+
+
+def uses_backprop(mode: str) -> bool:
+    """Whether a method's steps, or some of them, are backprop's."""
+    return bool(METHODS[mode].uses & BACKPROP)
 
 
 def plain_sgd(spec: RunSpec) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from zo.directions import at_least_fp32
+from zo.ranks import ALONE, Ranks
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """loss_fn(logits [N, V], labels [N]) -> scalar."""
@@ -51,9 +52,27 @@ class Objective:
 
 
 @torch.no_grad()
-def evaluate(objective: Objective) -> float:
-    """The batch's loss at the parameters as they are."""
-    return objective.losses().item()
+def evaluate(objective: Objective, ranks: Ranks = ALONE) -> float:
+    """The batch's loss at the parameters as they are; one rank finds it for all."""
+    return ranks.share_out(1, 1, lambda _: objective.losses().double().cpu().view(1, 1)).item()
+
+
+def sum_gradients(
+    objective: Callable[[torch.Tensor], Objective],
+    batch: torch.Tensor,
+    parameters: Sequence[torch.Tensor],
+    accumulation: int,
+    scale: float,
+) -> tuple[float, list[torch.Tensor]]:
+    """The batch's loss and ``scale`` times its gradient, in so many parts of the batch."""
+    loss, gradients = 0.0, [torch.zeros_like(p, dtype=at_least_fp32(p)) for p in parameters]
+    for part in batch.chunk(accumulation):
+        value = objective(part).losses().sum()
+        parts = torch.autograd.grad(value * (scale / accumulation), parameters)
+        for total, piece in zip(gradients, parts, strict=True):
+            total += piece
+        loss += value.item() / accumulation
+    return loss, gradients
 
 
 def backpropagate(
@@ -61,25 +80,19 @@ def backpropagate(
     batch: torch.Tensor,
     parameters: Sequence[torch.Tensor],
     accumulation: int = 1,
+    sum_gradients: Callable[..., tuple[float, list[torch.Tensor]]] = sum_gradients,
 ) -> tuple[float, list[torch.Tensor], int]:
     """The batch's loss, its exact gradient (fp32 or better) and the passes this took.
 
     ``accumulation`` splits the batch, [B, T + 1], into as many parts of B/accumulation rows: less memory,
     the same result to rounding. In fp16 the loss is scaled so that small gradients survive, and scaled
     less for as long as any gradient overflows: without state, so a resumed run does the same.
+    ``sum_gradients`` does the work, over several ranks that of zo/replica.py.
     """
-    for passes, scale in enumerate(  # noqa: B007 - returned below
-        (2.0**16, 2.0**12, 2.0**8, 2.0**4, 1.0), start=1
-    ):
-        loss, gradients = 0.0, [torch.zeros_like(p, dtype=at_least_fp32(p)) for p in parameters]
-        for part in batch.chunk(accumulation):
-            part_objective = objective(part)
-            scale = scale if part_objective.precision == torch.float16 else 1.0
-            value = part_objective.losses().sum()
-            parts = torch.autograd.grad(value * (scale / accumulation), parameters)
-            for total, piece in zip(gradients, parts, strict=True):
-                total += piece
-            loss += value.item() / accumulation
+    in_fp16 = objective(batch).precision == torch.float16
+    scales = (2.0**16, 2.0**12, 2.0**8, 2.0**4, 1.0) if in_fp16 else (1.0,)
+    for passes, scale in enumerate(scales, start=1):  # noqa: B007 - returned below
+        loss, gradients = sum_gradients(objective, batch, parameters, accumulation, scale)
         if scale == 1.0 or all(total.isfinite().all() for total in gradients):
             break
     return loss, [total.div_(scale) for total in gradients], passes

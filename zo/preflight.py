@@ -47,7 +47,7 @@ class Means:
     """What a sweep may use."""
 
     jobs: int
-    """Runs at once."""
+    """Runs at once, of one process each: one of several ranks takes the place of as many."""
     gpus: int
     """GPUs (slots) at once."""
     local: bool = True
@@ -106,11 +106,15 @@ def _check_packages() -> Finding:
 
 
 def _check_gpus(study: Study, specs: Sequence[RunSpec], means: Means) -> Finding:
-    wanted, largest = study.workflow.gpus_per_run, _largest(specs)
+    ranks = max((spec.ranks for spec in specs), default=1)
+    wanted, largest = study.workflow.gpus_per_run * ranks, _largest(specs)
     if wanted and means.gpus >= wanted:
-        return Finding("ok", "GPUs", f"{means.gpus} for runs that take {wanted} each")
+        most = "up to " if ranks > 1 else ""
+        return Finding("ok", "GPUs", f"{means.gpus} for runs that take {most}{wanted} each")
     if wanted and means.gpus:
-        return Finding("failure", "GPUs", f"gpus_per_run is {wanted}, but there are {means.gpus}")
+        per_rank = f" for each of {ranks} ranks" if ranks > 1 else ""
+        text = f"gpus_per_run is {study.workflow.gpus_per_run}{per_rank}, but there are {means.gpus}"
+        return Finding("failure", "GPUs", text)
     if largest > SLOW_PARAMETERS:
         text = f"none used, and the largest model has {largest / 1e6:.0f} M parameters: this will take long"
         return Finding("warning", "GPUs", text)
@@ -137,8 +141,10 @@ def _check_disk(results: Path, specs: Sequence[RunSpec], means: Means) -> Findin
 def _check_memory(specs: Sequence[RunSpec], means: Means, jobs_per_gpu: int = 1) -> Finding:
     """Of GPUs where runs use them, else of this machine; an estimate, so only the hopeless is a failure."""
     device = "cuda" if means.gpus else "cpu"
-    sizes = sorted((memory_bytes(spec, device) for spec in specs), reverse=True)
-    largest, together = sum(sizes[:1]), sum(sizes[: means.jobs])
+    each = [(memory_bytes(spec, device), spec.ranks) for spec in specs]
+    sizes = sorted((size for size, ranks in each for _ in range(ranks)), reverse=True)  # of processes
+    largest = max((size * ranks for size, ranks in each), default=0)
+    together = max(largest, sum(sizes[: means.jobs]))
     if means.gpus:
         totals = [gpu["memory_total_mb"] * 2**20 for gpu in read_gpus() if gpu["memory_total_mb"]]
         if not totals:
@@ -148,7 +154,7 @@ def _check_memory(specs: Sequence[RunSpec], means: Means, jobs_per_gpu: int = 1)
         text = f"{which} about {decimal(sharing)}, a GPU has {decimal(min(totals))}"
         return _weigh("memory", sharing, min(totals), text, certain=False)
     memory = psutil.virtual_memory()
-    text = f"{min(means.jobs, len(sizes))} runs at once take about {decimal(together)}, "
+    text = f"{min(means.jobs, len(specs))} runs at once take about {decimal(together)}, "
     text += f"{decimal(memory.available)} of {decimal(memory.total)} are free"
     if largest > memory.total:
         return Finding("failure", "memory", f"{text}: the largest takes {decimal(largest)}")

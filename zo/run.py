@@ -13,12 +13,14 @@ from zo.dataset import DatasetSpec, TokenCache, build_cache, open_cache
 from zo.errors import UserError
 from zo.files import read_json
 from zo.ledger import Ledger
-from zo.methods import METHODS, State, StepReport, needs_dense_gradient
+from zo.methods import METHODS, State, StepReport, needs_dense_gradient, uses_backprop
 from zo.models import build_model, parameter_roles, select_scope
 from zo.objective import Objective
 from zo.optimizers import build_optimizers, pack_state, unpack_state
 from zo.plan import Plan, decide_plan, free_memory
-from zo.spec import RunSpec, dataset_spec, guide_dataset_spec, total_steps
+from zo.ranks import ALONE, Ranks
+from zo.replica import Replica
+from zo.spec import RunSpec, check_ranks, dataset_spec, guide_dataset_spec, total_steps
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FINAL_RATE = 0.1
@@ -56,14 +58,18 @@ class Run:
 
     @torch.no_grad()
     def validate(self) -> float:
-        """Mean loss over the study's held-out blocks: the same tokens for every run."""
+        """Mean loss over the study's held-out blocks, the same tokens for every run; ranks share them out."""
         spec = self.spec
         blocks = self.data.validation_blocks(spec.validation_block_size, spec.validation_blocks)
-        sums = [
-            self.state.objective(part.to(self.device)).losses().item() * len(part)
-            for part in blocks.split(spec.batch_size // self.state.spec.gradient_accumulation)
-        ]
-        return sum(sums) / len(blocks)
+        parts = blocks.split(spec.batch_size // self.state.spec.gradient_accumulation)
+
+        def sums(own: range) -> torch.Tensor:
+            losses = [self.state.objective(parts[i].to(self.device)).losses().item() for i in own]
+            weighted = [[loss * len(parts[i])] for i, loss in zip(own, losses, strict=True)]
+            return torch.tensor(weighted, dtype=torch.float64)
+
+        totals = self.state.ranks.share_out(len(parts), 1, sums)
+        return sum(totals.flatten().tolist()) / len(blocks)
 
     def checkpoint(self, lengths: dict[str, int] | None) -> Checkpoint:
         """Everything needed to go on from here; without the logs' lengths, the trained weights alone."""
@@ -99,19 +105,28 @@ class Run:
 
 
 def build_run(
-    spec: RunSpec, cache_root: Path, device: torch.device, accumulation: int | None = None
+    spec: RunSpec,
+    cache_root: Path,
+    device: torch.device,
+    accumulation: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[Run, dict[str, Any]]:
     """Build model, optimizers and data of a run at step 0, and the facts its manifest keeps of them.
 
     ``accumulation`` splits backprop's batch into more parts than the spec says, for lack of memory.
+    ``ranks`` build the run together. Raises UserError for settings that they cannot share.
     """
+    check_ranks(spec, ranks.count)
     data = _open_data(dataset_spec(spec), cache_root)
     guide_data = _open_data(guide_dataset_spec(spec), cache_root) if spec.bp_dataset else data
-    plan, reason = _decide_plan(spec, data.vocab_size, device)
+    plan, reason = _decide_plan(spec, data.vocab_size, device, ranks)
     if METHODS[spec.mode].uses and spec.query_budget_q:
         spec = spec.model_copy(update={"plan": plan.kind, "parallel_batch_size": plan.directions_in_flight})
     total = total_steps(spec, data.steps_per_epoch(spec.batch_size, spec.block_size))
     state, named = build_state(spec, data.vocab_size, device, plan)
+    state.ranks = ranks
+    if ranks.count > 1 and uses_backprop(spec.mode):
+        state.replica = Replica(state.model, ranks)
     if accumulation:
         state.spec = spec.model_copy(update={"gradient_accumulation": accumulation})
     run = Run(spec, state, named, data, guide_data, device, total, Ledger())
@@ -123,6 +138,7 @@ def build_run(
         "trainable_parameters": sum(p.numel() for p in state.parameters),
         "frozen_weights_sha256": frozen_digest(state),
         "dense_gradient": needs_dense_gradient(spec),
+        "ranks": ranks.count,
         "plan": spec.query_budget_q
         and {"kind": plan.kind, "directions_in_flight": plan.directions_in_flight, "reason": reason},
         "cache": {"folder": data.folder.name} | read_json(data.folder / "timings.json"),
@@ -163,16 +179,18 @@ def frozen_digest(state: State) -> str:
     return digest({name: p for name, p in state.model.named_parameters() if id(p) not in trained})
 
 
-def _decide_plan(spec: RunSpec, vocab_size: int, device: torch.device) -> tuple[Plan, str]:
+def _decide_plan(spec: RunSpec, vocab_size: int, device: torch.device, ranks: Ranks) -> tuple[Plan, str]:
+    free = free_memory(device) // (ranks.local_count if device.type == "cpu" else 1)
+    own = torch.tensor([[float(free)]], dtype=torch.float64)
     return decide_plan(
         spec.plan,
         spec.parallel_batch_size,
-        q=max(1, spec.query_budget_q),
+        q=max(1, len(ranks.share(spec.query_budget_q, 0))),
         signs=2 if spec.sides == "two" else 1,
         tokens=spec.batch_size * spec.block_size,
         vocab_size=vocab_size,
         device=device.type,
-        free_bytes=free_memory(device),
+        free_bytes=int(ranks.share_out(ranks.count, 1, lambda _: own).min()),  # one plan for all
     )
 
 
@@ -191,10 +209,15 @@ def objective_of(model: torch.nn.Module, spec: RunSpec):
     return objective
 
 
-def pick_device(name: str) -> torch.device:
-    """``auto`` is the GPU that is visible, if any. Raises UserError for one that isn't there."""
+def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
+    """``auto`` is the GPU that is visible, if any. Raises UserError for one that isn't there.
+
+    Several ranks of a machine take the visible GPUs in turn; where each was given its own, that is its only.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and ranks.count > 1 and torch.cuda.is_available():
+        name = f"cuda:{ranks.local_rank % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from zo.dataset import DatasetSpec
 from zo.errors import UserError, suggest, unknown
-from zo.methods import METHODS, plain_sgd
+from zo.methods import METHODS, plain_sgd, uses_backprop
 from zo.sizes import ARCHITECTURES, DEFAULT_VOCABULARY, SIZES, max_positions, validate_scope
 
 LENGTHS = ("max_steps", "epochs", "max_tokens", "max_forwards")
@@ -95,6 +95,7 @@ class RunSpec(BaseModel):
         "stored type of matrices; bf16: rounded stochastically, wants precision bf16 and plain sgd",
         "weights",
     )
+    ranks: Integer = axis(1, "processes that share a step; the result is the same to rounding", "ranks", ge=1)
 
     # The data, one for all runs of a study.
     dataset: str = common("shakespeare", "name of a corpus, or path of a text, jsonl or parquet file")
@@ -160,6 +161,7 @@ class RunSpec(BaseModel):
                 f"gradient_accumulation: {self.gradient_accumulation} is not allowed: "
                 f"it must divide batch_size {self.batch_size}"
             )
+        check_ranks(self, self.ranks)
         self._resolve_tokenizer()
         return self
 
@@ -213,13 +215,31 @@ SUFFIXES: dict[str, str] = {
 }
 AXES: tuple[str, ...] = tuple(k for k, info in RunSpec.model_fields.items() if info.json_schema_extra["axis"])
 _CELL_AXES = ("mode", "scope", "batch_size", "learning_rate")
-_COMMON_AXES = (*_CELL_AXES, "seed", "model_size", "architecture", "block_size", "precision", "weights")
+_COMMON_AXES = (
+    *_CELL_AXES,
+    "seed",
+    "model_size",
+    "architecture",
+    "block_size",
+    "precision",
+    "weights",
+    "ranks",
+)
 """Axes that every mode reads."""
 
 
 def uses(mode: str, key: str) -> bool:
     """Whether a run of ``mode`` reads the setting ``key``."""
     return key not in AXES or key in _COMMON_AXES or key in METHODS[mode].uses
+
+
+def check_ranks(spec: RunSpec, ranks: int) -> None:
+    """Raise UserError where so many processes cannot share a run: backprop needs a sequence for each."""
+    if uses_backprop(spec.mode) and spec.batch_size < ranks:
+        raise UserError(
+            f"ranks: {ranks} is not allowed: mode {spec.mode} shares out the sequences of a batch, and "
+            f"batch_size is {spec.batch_size}: take at most so many ranks"
+        )
 
 
 def _check_method(spec: RunSpec) -> None:

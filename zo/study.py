@@ -63,12 +63,14 @@ class Workflow(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     study: str = Field(description="its name; results go to results/, or results/<study>/ if not 'default'")
-    threads: Integer = Field(1, ge=1, description="CPU threads of one run")
+    threads: Integer = Field(1, ge=1, description="CPU threads of one run, of each of its ranks")
     gpus: Gpus = Field(
         "auto", description="GPUs that local runs may use: all visible, none, or a list of ids"
     )
     jobs_per_gpu: Integer = Field(1, ge=1, description="runs that share a GPU; on Slurm always 1")
-    gpus_per_run: Integer = Field(1, ge=0, description="GPUs of one run, where the machine has any")
+    gpus_per_run: Integer = Field(
+        1, ge=0, description="GPUs of one run, of each of its ranks, where the machine has any"
+    )
     retries: Integer = Field(
         1,
         ge=0,

@@ -1,48 +1,36 @@
 """Running one cell: build it, resume it, step it, and write down how it ended."""
 
 import gc
-import json
 import logging
-import math
-import signal
-import sys
-import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from zo.attempt import Attempt
-from zo.causes import is_out_of_memory
-from zo.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_checkpoint
+from zo.causes import RankLost, is_out_of_memory
+from zo.checkpoint import Checkpoint, checkpoint_path, load_checkpoint, read_checkpoint, write_checkpoint
 from zo.errors import UserError
 from zo.files import hold, read_json, write_json
 from zo.job import recorded_job
-from zo.ledger import peak_memory_mb
-from zo.methods import METHODS, StepReport
+from zo.loop import Outcome, step_to_end
+from zo.ranks import ALONE, Ranks
 from zo.record import Logs, RunFiles, describe_machine, logs_reach
 from zo.run import Run, build_run, pick_device
 from zo.spec import RunSpec
 
 log = logging.getLogger("zo")
 
-HIGH_STEPS = 20
-"""Logged steps in a row above twice ln(vocabulary) that make a run diverged."""
-
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a run ended: ``done`` or ``diverged``, and why."""
+class Orders:
+    """What the first rank has found in the run's files and the others need to take the same steps."""
 
-    status: str
-    reason: str | None = None
-
-
-class Interrupted(SystemExit):
-    """A signal asked the run to stop; its checkpoint is written."""
+    spec: RunSpec
+    accumulation: int | None
+    """Parts of the batch that backprop reads, where memory is short."""
+    step: int | None
+    """Of the checkpoint to go on from."""
 
 
 def train(
@@ -54,17 +42,31 @@ def train(
     replace: bool = True,
     keep: str = "checkpoint",
     retry: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Outcome:
     """Run one cell to its end, from its checkpoint if it has one; write all its files.
 
     ``replace`` False refuses to overwrite a run of the same name that ended with other settings; ``keep``
     is what is kept of a run that has ended (zo.record.KEEP); ``retry`` refuses what a bug ended before.
+    ``ranks`` are the processes that call this together: the first writes the files, all take the steps.
 
     A second process for the same run waits until the first is gone. Out of memory, the run goes on from its
     checkpoint with fewer directions in flight, or FO's batch in more parts. Raises UserError for what the
-    user can correct and Interrupted (exit status 128 + signal) after SIGTERM or SIGINT.
+    user can correct, Interrupted (exit status 128 + signal) after SIGTERM or SIGINT, RankLost for a rank
+    that is gone.
     """
     files = RunFiles(results, spec.name)
+    torch.set_num_threads(threads or torch.get_num_threads())
+    if not ranks.is_first:
+        return _follow(files, pick_device(device, ranks), ranks)
+    outcome = _lead(spec, files, device, replace, keep, retry, ranks)
+    return ranks.broadcast(outcome)
+
+
+def _lead(
+    spec: RunSpec, files: RunFiles, device: str, replace: bool, keep: str, retry: bool, ranks: Ranks
+) -> Outcome:
+    """What the first rank does, or the only one: all that has to do with files."""
     files.make_folders()
     before = read_json(files.outcome)
     with hold(files.folder / ".lock"), recorded_job(files):
@@ -74,10 +76,9 @@ def train(
         if not replace:
             _refuse_other_settings(spec, files)
         files.remove_leftovers()
-        torch.set_num_threads(threads or torch.get_num_threads())
         attempt = Attempt(files.attempt, spec, retry=retry)
         try:
-            outcome = _train_within_memory(spec, files, pick_device(device), attempt, keep)
+            outcome = _train_within_memory(spec, files, pick_device(device, ranks), attempt, keep, ranks)
         except BaseException as error:
             attempt.fail(error)
             raise
@@ -86,28 +87,59 @@ def train(
         return outcome
 
 
+def _follow(files: RunFiles, device: torch.device, ranks: Ranks) -> Outcome:
+    """What every other rank does: the steps, by the first one's orders."""
+    while isinstance(orders := ranks.broadcast(None), Orders):
+        try:
+            run, _ = build_run(orders.spec, files.results / "cache", device, orders.accumulation, ranks)
+            if orders.step is not None:
+                run.restore(read_checkpoint(checkpoint_path(files.checkpoints, orders.step)))
+            step_to_end(run, files, None)
+        except FloatingPointError:
+            pass  # diverged: the first rank says so
+        except Exception as error:
+            _require_shortage_of_all(error, ranks)
+        run = None
+        _free_memory(device)
+    return orders
+
+
 def _train_within_memory(
-    spec: RunSpec, files: RunFiles, device: torch.device, attempt: Attempt, keep: str
+    spec: RunSpec, files: RunFiles, device: torch.device, attempt: Attempt, keep: str, ranks: Ranks
 ) -> Outcome:
     """Go on from the last checkpoint with less in memory, for as long as that can help."""
     while True:
         try:
-            return _train(spec, files, device, attempt, keep)
+            return _train(spec, files, device, attempt, keep, ranks)
         except Exception as error:
-            if not is_out_of_memory(error):
-                raise
+            _require_shortage_of_all(error, ranks)
             attempt.reduce(str(error).split("\n")[0] or type(error).__name__)
-        gc.collect()  # the run that did not fit: its last references went with the error
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        _free_memory(device)
 
 
-def _train(spec: RunSpec, files: RunFiles, device: torch.device, attempt: Attempt, keep: str) -> Outcome:
+def _require_shortage_of_all(error: Exception, ranks: Ranks) -> None:
+    """Go on only after a lack of memory that all ranks know of; one of them alone can but leave."""
+    if not is_out_of_memory(error) or isinstance(error, RankLost):
+        raise error
+    if not ranks.agreed(error):
+        raise RankLost(f"rank {ranks.rank}: out of memory: {error}") from error
+
+
+def _free_memory(device: torch.device) -> None:
+    gc.collect()  # the run that did not fit: its last references went with the error
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _train(
+    spec: RunSpec, files: RunFiles, device: torch.device, attempt: Attempt, keep: str, ranks: Ranks
+) -> Outcome:
     attempt.begin()
     limits = dict(attempt.limits)
     accumulation = limits.pop("gradient_accumulation", None)  # in the run's name: its spec must not change
     spec, checkpoint = _resume(spec.model_copy(update=limits), files)
-    run, facts = build_run(spec, files.results / "cache", device, accumulation)
+    ranks.broadcast(Orders(spec, accumulation, checkpoint and checkpoint.step))
+    run, facts = build_run(spec, files.results / "cache", device, accumulation, ranks)
     attempt.begin(run.state.spec)
     write_json(files.folder / "spec.json", run.spec.model_dump())
     facts |= {"out_of_memory": attempt.reductions}
@@ -118,7 +150,7 @@ def _train(spec: RunSpec, files: RunFiles, device: torch.device, attempt: Attemp
     if facts["plan"]:
         log.info("plan: %s, directions in flight %s: %s", *facts["plan"].values())
     try:
-        outcome = _loop(run, logs, files)
+        outcome = step_to_end(run, files, logs)
     except FloatingPointError as error:
         outcome = Outcome("diverged", str(error))
     finally:
@@ -192,119 +224,3 @@ def _resume(spec: RunSpec, files: RunFiles) -> tuple[RunSpec, Checkpoint | None]
     for old in files.checkpoints.glob("step-*.safetensors"):
         old.unlink()
     return spec, None
-
-
-def _loop(run: Run, logs: Logs, files: RunFiles) -> Outcome:
-    """Step to the end of the run, watching its loss; checkpoints fall between steps."""
-    spec, ledger = run.spec, run.ledger
-    if ledger.step == 0:
-        logs.write_row(_row(run, None, run.validate()))
-    stop = _Stop()
-    started, before = time.perf_counter(), ledger.step
-    bar = tqdm(total=run.total, initial=ledger.step, unit="step", disable=not sys.stderr.isatty())
-    with stop, bar:
-        while ledger.step < run.total:
-            report = run.take_step()
-            outcome = _watch(run, report)
-            last = ledger.step == run.total or outcome is not None
-            logs.write_scalars(ledger.step, _scalars(run, report))
-            measured = last or ledger.step % spec.validation_interval == 0
-            if measured or ledger.step % spec.log_interval == 0:
-                val_loss = run.validate() if measured else None
-                if val_loss is not None and not math.isfinite(val_loss):
-                    outcome = outcome or Outcome("diverged", f"val_loss {val_loss} at step {ledger.step}")
-                logs.write_row(_row(run, report, val_loss))
-                pace = (time.perf_counter() - started) / (ledger.step - before)
-                _tell(run, report, val_loss, bar, pace)
-            bar.update()
-            if outcome:
-                return outcome
-            if last or stop.received or ledger.step % spec.checkpoint_interval == 0:
-                save_checkpoint(files.checkpoints, run.checkpoint(logs.lengths()))
-            if stop.received and not last:
-                log.info("%s: signal %d: stopped at step %d", spec.name, stop.received, ledger.step)
-                raise Interrupted(128 + stop.received)
-    return Outcome("done")
-
-
-def _watch(run: Run, report: StepReport) -> Outcome | None:
-    """Diverged: a loss that is no number, or far above chance for HIGH_STEPS logged steps in a row."""
-    if not math.isfinite(report.loss):
-        return Outcome("diverged", f"loss {report.loss} at step {run.ledger.step}")
-    if run.ledger.step % run.spec.log_interval:
-        return None
-    limit = 2 * math.log(run.data.vocab_size)
-    run.ledger.high_steps = run.ledger.high_steps + 1 if report.loss > limit else 0
-    if run.ledger.high_steps >= HIGH_STEPS:
-        return Outcome(
-            "diverged", f"loss above {limit:.1f} for {HIGH_STEPS} logged steps, to {run.ledger.step}"
-        )
-    return None
-
-
-def _row(run: Run, report: StepReport | None, val_loss: float | None) -> dict[str, Any]:
-    """One row of the CSV; empty where a column does not apply to the method."""
-    spec, ledger, used = run.spec, run.ledger, METHODS[run.spec.mode].uses
-    row = {
-        "epoch": f"{ledger.tokens / len(run.data.train):.6g}",
-        "step": ledger.step,
-        "mode": spec.mode,
-        "scope": spec.scope,
-        "q": spec.query_budget_q,
-        "lr": spec.learning_rate,
-        "current_lr": run.state.learning_rate if used and report else None,
-        "batch_size": spec.batch_size,
-        "block_size": spec.block_size,
-        "optimizer": spec.optimizer if used else None,
-        "bp_interval": spec.bp_interval,
-        "epsilon": spec.epsilon if "epsilon" in used else None,
-        "loss": report.loss if report else None,
-        "val_loss": val_loss,
-        "grad_norm": report.grad_norm if report else None,
-        "cosine": report.cosine if report else None,
-        "tokens": ledger.tokens,
-        "tokens_evaluated": ledger.tokens_evaluated,
-        "forward_passes": ledger.forward_passes,
-        "backward_passes": ledger.backward_passes,
-        "seconds": f"{ledger.seconds:.4f}",
-        "tokens_per_second": f"{ledger.tokens / ledger.seconds:.1f}" if ledger.seconds else None,
-        "peak_memory_mb": f"{peak_memory_mb(run.device):.1f}",
-        "seed": spec.seed,
-    }
-    return {key: "" if value is None else value for key, value in row.items()}
-
-
-def _scalars(run: Run, report: StepReport) -> dict[str, Any]:
-    return {"learning_rate": run.state.learning_rate} | report.scalars if report.scalars else {}
-
-
-def _tell(run: Run, report: StepReport, val_loss: float | None, bar: tqdm, pace: float) -> None:
-    """Progress for people: in the bar on a terminal, as plain lines with the time left elsewhere."""
-    words = {"loss": f"{report.loss:.4f}"} | ({"val_loss": f"{val_loss:.4f}"} if val_loss is not None else {})
-    if not bar.disable:
-        bar.set_postfix(words)
-        return
-    left = pace * (run.total - run.ledger.step)
-    log.info(
-        "step %d/%d %s left %.0f s", run.ledger.step, run.total, json.dumps(words).replace('"', ""), left
-    )
-
-
-class _Stop:
-    """Inside it SIGTERM and SIGINT only leave a note in ``received``; the loop looks between steps."""
-
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-    def __init__(self):
-        self.received = 0
-
-    def __enter__(self):
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python forbids handlers
-            self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
-
-    def _note(self, number, frame):
-        self.received = self.received or number
-
-    def __exit__(self, *_):
-        for number, handler in getattr(self, "_before", {}).items():
-            signal.signal(number, handler)

@@ -17,12 +17,13 @@ import torch
 from safetensors.torch import load_file
 
 from zo.errors import UserError
+from zo.loop import HIGH_STEPS, Interrupted
 from zo.methods import METHODS
 from zo.noise import make_noise
 from zo.optimizers import OPTIMIZERS
 from zo.record import RunFiles
 from zo.spec import RunSpec, dataset_spec, guide_dataset_spec
-from zo.train import HIGH_STEPS, Interrupted, Run, build_run, train
+from zo.train import Run, build_run, train
 
 STEPS, INTERVAL = 7, 3
 CPU = torch.device("cpu")

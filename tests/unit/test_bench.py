@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 
 import psutil
 import pytest
+from small_runs import run_zo
 
 from zo.bench.contenders import FAMILIES, Setting, Workbench
 from zo.bench.memory import _measure_in_child, extra_memory
@@ -116,3 +117,24 @@ def test_the_command_saves_the_records_it_prints(tmp_path, capsys):
     assert {record["name"] for record in records} == NAMES
     assert all(set(record) == FIELDS for record in records)
     assert all(isinstance(r["extra_memory_mb"], float) for r in records if r["name"] != "inference-best")
+
+
+def test_ranks_are_timed_alone_and_together_and_the_law_is_beside(tmp_path):
+    """Two real processes; how much they gain is not for a busy machine to say."""
+    flags = "--model-size 100k --vocab-size 512 --batch-size 2 --block-size 16 --threads 1 --device cpu"
+    words = ["bench", "--ranks", "2", "--queries", "3", "--rounds", "1", "--out", str(tmp_path / "r.json")]
+    done = run_zo(*words, *flags.split())
+    assert done.returncode == 0, done.stderr
+    assert "2 ranks of 1 threads" in done.stdout
+    records = json.loads((tmp_path / "r.json").read_text())
+    assert [(r["family"], r["q"], r["ranks"]) for r in records] == [(family, 3, 2) for family in FAMILIES]
+    for r in records:
+        law = (r["alone"] - r["update"]) * 2 / 3 + r["update"] + r["exchange"]
+        assert r["predicted"] == pytest.approx(r["alone"] / law)
+        assert r["best"] == r["median"] == pytest.approx(r["alone"] / r["together"])
+        assert 0 < r["update"] < r["alone"]
+
+
+def test_one_rank_is_nothing_to_compare(capsys):
+    assert main(["bench", "--ranks", "1"]) == 2
+    assert "ranks: 1 is not allowed" in capsys.readouterr().err

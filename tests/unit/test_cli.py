@@ -18,6 +18,7 @@ from made_runs import write_run
 from zo import sweep
 from zo.cli import main
 from zo.dataset import open_cache
+from zo.ranks import ALONE
 from zo.spec import AXES, RunSpec
 from zo.study import PLURAL, Workflow, load_study, read_study
 
@@ -175,6 +176,7 @@ def test_the_machines_flags_reach_the_run(trained, monkeypatch):
     assert keywords == {
         "device": "cpu",
         "threads": 3,
+        "ranks": ALONE,
         "replace": False,
         "keep": "checkpoint",
         "retry": False,

@@ -279,11 +279,47 @@ def test_every_page_is_reached_from_the_readme():
 # --- settings, files, columns --------------------------------------------------------------------
 
 
-def test_the_settings_page_is_what_the_code_says():
-    place = importlib.util.spec_from_file_location("make_settings", ROOT / "docs/make_settings.py")
-    script = importlib.util.module_from_spec(place)
+def load_script(name: str):
+    """A script of docs/ as a module."""
+    place = importlib.util.spec_from_file_location(name, ROOT / f"docs/{name}.py")
+    sys.modules[name] = script = importlib.util.module_from_spec(place)
     place.loader.exec_module(script)
+    return script
+
+
+def test_the_settings_page_is_what_the_code_says():
+    script = load_script("make_settings")
     assert read("docs/settings.md") == script.render(), "run: python docs/make_settings.py"
+
+
+def test_the_scaling_page_is_what_the_law_says():
+    script = load_script("make_scaling")
+    assert read("docs/scaling.md") == script.splice(read("docs/scaling.md")), (
+        "run: python docs/make_scaling.py"
+    )
+
+
+def test_the_law_of_ranks_shares_the_directions_and_nothing_else():
+    step = load_script("make_scaling").Step
+    for name, family in load_script("make_scaling").FAMILIES.items():
+        one = step(1e9, family, 64, 8192)
+        assert one.seconds(1) == pytest.approx(64 * one.direction + one.update), name
+        assert one.seconds(64) == pytest.approx(one.direction + one.update + one.exchange(64))
+        assert one.seconds(48) - one.exchange(48) == pytest.approx(
+            2 * one.direction + one.update
+        )  # 2 on some
+        assert one.seconds(1024) > one.seconds(64)  # ranks without a direction only lengthen the ring
+        u = one.update / one.seconds(1)
+        shared = one.seconds(2) - one.exchange(2)
+        assert one.seconds(1) / shared == pytest.approx(2 / (1 + u))
+
+
+def test_the_pages_loop_over_ranks_runs_as_it_stands():
+    block = code_blocks("docs/ranks.md", "python")[0]
+    scope: dict = {}
+    exec(block, scope)
+    assert scope["estimate"].coefficients.shape == (8,)
+    assert scope["ranks"].count == 1
 
 
 def test_every_method_is_described():

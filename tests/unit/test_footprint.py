@@ -120,6 +120,16 @@ def test_many_small_steps_take_longer_than_few_large_ones_of_as_many_tokens():
     assert forwards == sorted(forwards)
 
 
+def test_ranks_share_what_is_in_flight_and_the_time_but_not_the_weights():
+    one, four = (make(query_budget_q=8, ranks=n, batch_size=1, scope="full") for n in (1, 4))
+    assert memory_bytes(four) < memory_bytes(one)
+    assert memory_bytes(four) > 0.5 * memory_bytes(make(scope="full", batch_size=1))
+    assert relative_cost(four) == relative_cost(one) / 4
+    assert relative_cost(make(query_budget_q=2, ranks=8)) == relative_cost(make(query_budget_q=2)) / 2
+    fo = [memory_bytes(make("FO", scope="full", ranks=n)) for n in (1, 2)]
+    assert fo[1] - fo[0] == 4 * count_parameters(make("FO", scope="full"))[1]  # DDP's copy of the gradient
+
+
 def test_passes_are_those_of_the_ledger_with_a_backward_one_as_two():
     assert count_passes(make("FO")) == 10 * 3
     assert count_passes(make(query_budget_q=8)) == 10 * 16

@@ -11,11 +11,12 @@ import zo
 
 PACKAGE = Path(zo.__file__).parent
 GROUPS = {
-    1: "philox directions noise rounding members scratch perturbed optimizers errors files laws",
-    2: "plan objective sharing estimate guidance methods mezo landscape probe",
+    1: "philox directions noise rounding members scratch perturbed optimizers errors files laws causes place"
+    " heartbeat ranks",
+    2: "plan objective replica sharing estimate guidance methods mezo landscape probe",
     3: "sizes models corpus textfiles tokenizer token_cache dataset",
     4: "spec study footprint",
-    5: "causes attempt ledger job record checkpoint gpus crash run replay train probe_run",
+    5: "attempt ledger job record checkpoint gpus crash run replay loop train launch probe_run",
     6: "analysis sweep_record status",
     7: "status_table machine slurm archive prune preflight bench sweep doctor cli __main__",
 }

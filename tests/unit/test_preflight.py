@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -213,3 +214,13 @@ def test_the_doctor_looks_at_a_study_too(capsys):
     assert "missing    memory: " in printed
     Path("study.yaml").write_text(json.dumps(STUDY))
     assert main(["doctor", "--study", "study.yaml"]) == 0
+
+
+def test_every_rank_of_a_run_takes_its_gpus_and_its_memory():
+    ranks = {"modes": "ZO", "ranks": [1, 4]}
+    words = "gpus_per_run is 1 for each of 4 ranks, but there are 2"
+    assert find("GPUs", Means(2, gpus=2), **ranks) == ("failure", words)
+    assert find("GPUs", Means(2, gpus=4), **ranks) == ("ok", "4 for runs that take up to 4 each")
+    texts = [find("memory", Means(8, gpus=0), modes="ZO", ranks=n, learning_rates=0.1)[1] for n in (4, 8)]
+    four, eight = (float(re.search(r"about ([\d.]+) GB", text)[1]) for text in texts)
+    assert eight == pytest.approx(2 * four, rel=0.1)

@@ -45,6 +45,7 @@ VALUES = {
     "block_size": st.integers(1, 256),
     "precision": st.sampled_from(["fp32", "bf16", "fp16"]),
     "weights": st.sampled_from(["fp32", "bf16", "bf16-nearest"]),
+    "ranks": st.integers(1, 12),
 }
 
 

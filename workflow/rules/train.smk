@@ -12,10 +12,8 @@ def run_memory_mb(wildcards, attempt):
 
 def run_minutes(wildcards, input, attempt, threads):
     """Time limit of a run's job; asked again before each start, when the cache says how long an epoch is."""
-    tokens = corpus_tokens(input.caches[0])
-    return attempt * job_minutes(
-        read_spec(wildcards.run), GPUS_PER_RUN, threads, tokens
-    )
+    spec, tokens = read_spec(wildcards.run), corpus_tokens(input.caches[0])
+    return attempt * job_minutes(spec, GPUS_PER_RUN * spec.ranks, threads, tokens)
 
 
 rule train:
@@ -38,14 +36,18 @@ rule train:
     retries: 0 if workflow.remote_exec else RETRIES
     conda:
         "../../envs/zo.yaml"
-    threads: STUDY.workflow.threads
+    threads: lambda wildcards: STUDY.workflow.threads * read_spec(wildcards.run).ranks
     resources:
         # What a cluster's job asks for; more at each attempt, for the last may have failed for lack of it.
-        gpu=GPUS_PER_RUN,
+        gpu=lambda wildcards: GPUS_PER_RUN * read_spec(wildcards.run).ranks,
         mem_mb=run_memory_mb,
         runtime=run_minutes,
         # Two minutes before its time is up a run stops after its step and writes a checkpoint.
         slurm_extra="--signal=TERM@120",
+        # Of each rank: fewer where --cores allows fewer.
+        threads_each=lambda wildcards, threads: max(
+            1, threads // read_spec(wildcards.run).ranks
+        ),
         attempt=lambda wildcards, attempt: attempt,
         last_attempt=lambda wildcards, attempt: int(attempt > RETRIES),
         record_crash=lambda wildcards: int(wildcards.run in STUDY.runs),
@@ -58,7 +60,7 @@ rule train:
     shell:
         "mkdir -p {params.results}/job_logs; status=0;"
         " python -m zo train --spec {params.spec:q} --results {params.results} --no-job-log"
-        " --gpus {resources.gpu} --threads {threads} --keep {resources.keep} --attempt {resources.attempt} 2>&1"
+        " --gpus {resources.gpu} --threads {resources.threads_each} --keep {resources.keep} --attempt {resources.attempt} 2>&1"
         # Not the pipe's own status: tee fails where the disk is full, whatever became of the run.
         " | tee -a {params.results}/job_logs/{wildcards.run}.log > {log} || status=${{PIPESTATUS[0]}};"
         " [ $status = 0 ] || python -m zo crash --run {wildcards.run} --results {params.results} --exit $status"

@@ -15,6 +15,7 @@ from zo.models import build_model
 from zo.noise import make_noise
 from zo.objective import Objective
 from zo.plan import MOST_IN_FLIGHT, Plan, decide_plan, free_memory
+from zo.ranks import ALONE
 from zo.run import build_run, pick_device
 from zo.spec import RunSpec
 
@@ -128,9 +129,18 @@ class Workbench:
         free = free_memory(self.device)
         return decide_plan("parallel", None, **shape, device=self.device.type, free_bytes=free)[0]
 
-    def zo(self, name: str, q: int, family: str, plan: Plan, sides: str = "two", sharded=False) -> Contender:
+    def zo(
+        self, name: str, q: int, family: str, plan: Plan, sides: str = "two", sharded=False, ranks=ALONE
+    ) -> Contender:
         """One whole SGD step of ours: estimate and update."""
-        shared = {"q": q, "epsilon": EPSILON, "sides": sides, "sharded": sharded, "plan": plan}
+        shared = {
+            "q": q,
+            "epsilon": EPSILON,
+            "sides": sides,
+            "sharded": sharded,
+            "plan": plan,
+            "ranks": ranks,
+        }
 
         def step():
             self.seed += 1

@@ -28,6 +28,9 @@ def add_bench_flags(parser) -> None:
         "--chunks", action="store_true", help="instead: the parallel plan with 1, 2, 4, 8 in flight"
     )
     parser.add_argument("--memory", action="store_true", help="instead: peaks of FO and ZO by model size")
+    parser.add_argument(
+        "--ranks", type=int, metavar="N", help="instead: what N processes gain over one, --threads each"
+    )
     parser.add_argument("--sizes", default="20M,200M,500M,1B", metavar="A,B,...", help="of --memory")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="save the records")
 
@@ -68,9 +71,19 @@ def bench(options) -> int:
             model_shape(size, options.architecture)
         run_memory_bench(setting, sizes, options.out)
         return 0
+    if options.ranks is not None:
+        return _bench_ranks(setting, options.ranks, queries, options.rounds, options.out)
     column = options.memory_column and not options.chunks
     run_bench(setting, sorted({1, *queries}), options.rounds, column, options.chunks, options.out)
     return 0
+
+
+def _bench_ranks(setting, ranks: int, queries: list[int], rounds: int, out: Path | None) -> int:
+    from zo.bench.ranks import run_ranks_bench
+
+    if ranks < 2:
+        raise UserError(f"ranks: {ranks} is not allowed: one process is compared with 2 or more")
+    return run_ranks_bench(setting, ranks, sorted(set(queries)), rounds, out)
 
 
 def add_doctor_flags(parser) -> None:

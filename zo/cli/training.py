@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import sys
 from pathlib import Path
 
 from zo.cli.flags import add_setting, results_flag
@@ -43,44 +44,74 @@ def add_train_flags(parser) -> None:
 
 def machine_flags(parser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<index> (default auto)")
-    parser.add_argument("--gpus", type=int, metavar="N", help="take N free GPUs of this machine; 0: the CPU")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's own choice)")
+    parser.add_argument(
+        "--gpus", type=int, metavar="N", help="take N free GPUs of this machine, for all ranks; 0: the CPU"
+    )
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="CPU threads of each rank (default: torch's own choice)"
+    )
 
 
 def train(options) -> int:
     """Train one run, as a sweep would."""
     from zo.gpus import take_gpus
+    from zo.place import find_place
     from zo.record import RunFiles
 
-    spec = read_spec(options)
+    spec, place = read_spec(options), find_place()
     files = RunFiles(options.results, spec.name)
     files.make_folders()
-    _start_logging(files.job_log if options.job_log else None)
+    _start_logging(files.job_log if options.job_log else None, place.rank if place else 0)
     if options.gpus is not None:
         taken = take_gpus(options.gpus)
         log.info("GPUs: %s", ",".join(taken) or "none")
         if taken:
             _own_compile_caches(files.folder)
     limit_threads(options.threads)
-    from zo.causes import TRY_AGAIN, is_machine_failure
+    if spec.ranks > 1 and place is None:
+        return _launch_ranks(spec, options)
+    return _train_here(spec, options, place)
+
+
+def _launch_ranks(spec, options) -> int:
+    """Start the run's ranks on this machine: this command again, as many times."""
+    from zo.launch import launch
+
+    command = [sys.executable, "-m", "zo", "train", "--spec", spec.to_json()]
+    for flag in ("results", "device", "keep", "attempt", "threads"):
+        if (value := getattr(options, flag)) is not None:
+            command += [f"--{flag}", str(value)]
+    return launch(spec.ranks, command if options.job_log else [*command, "--no-job-log"])
+
+
+def _train_here(spec, options, place) -> int:
+    """Train in this process, one of several where it has a ``place`` among them."""
+    from zo.causes import TRY_AGAIN, RankLost, is_machine_failure
+    from zo.ranks import join
     from zo.train import train
 
     by_hand = options.job_log  # the workflow decides itself what is out of date
     try:
-        train(
-            spec,
-            options.results,
-            device=options.device,
-            threads=options.threads,
-            replace=not by_hand,
-            keep=options.keep,
-            retry=options.attempt > 1,
-        )
+        with join(place) as ranks:
+            if ranks.count != spec.ranks:
+                log.info("%d processes share the run, whose spec says ranks %d", ranks.count, spec.ranks)
+            train(
+                spec,
+                options.results,
+                device=options.device,
+                threads=options.threads,
+                replace=not by_hand,
+                keep=options.keep,
+                retry=options.attempt > 1,
+                ranks=ranks,
+            )
     except (UserError, SystemExit):
         raise
     except Exception as error:
         if is_machine_failure(error):
-            log.error("%s: stopped: %s: another attempt goes on from the last checkpoint", spec.name, error)
+            one_of_many = isinstance(error, RankLost) and place.rank > 0  # the first one says it
+            say = log.info if one_of_many else log.error
+            say("%s: stopped: %s: another attempt goes on from the last checkpoint", spec.name, error)
             return TRY_AGAIN
         log.exception("%s: crashed", spec.name)
         return 1
@@ -117,15 +148,20 @@ def _read_text(path: Path) -> str:
         raise UserError(f"{path} cannot be read: {error}") from None
 
 
-def _start_logging(path: Path | None) -> None:
-    """Log lines to stderr and, appended, to the run's log file; warnings too."""
+def _start_logging(path: Path | None, rank: int = 0) -> None:
+    """Log lines to stderr and, appended, to the run's log file; warnings too.
+
+    Ranks but the first would repeat it: they say what is wrong, and who they are.
+    """
     handlers = [logging.StreamHandler(), *([logging.FileHandler(path)] if path else [])]
     for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        name = f"rank {rank}: " if rank else ""
+        handler.setFormatter(logging.Formatter(f"%(asctime)s {name}%(message)s", "%Y-%m-%d %H:%M:%S"))
     logging.captureWarnings(True)
     for name in ("zo", "py.warnings"):
         logging.getLogger(name).handlers = handlers
-    logging.getLogger("zo").setLevel(logging.INFO)
+    logging.getLogger("zo").setLevel(logging.WARNING if rank else logging.INFO)
+    logging.getLogger("py.warnings").setLevel(logging.ERROR if rank else logging.WARNING)
 
 
 POOLS = ["OMP", "MKL", "OPENBLAS", "BLIS", "NUMEXPR", "NUMBA", "VECLIB_MAXIMUM", "RAYON"]

@@ -1,0 +1,104 @@
+"""Shares, and what launchers say of a place; tests/contract/test_ranks.py has what ranks do together."""
+
+import subprocess
+
+import pytest
+import torch
+
+from zo import launch
+from zo.causes import TRY_AGAIN
+from zo.errors import UserError
+from zo.place import Place, find_place
+from zo.ranks import ALONE, Ranks, join
+from zo.spec import RunSpec, parse_name
+
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+TORCHRUN |= {"MASTER_ADDR": "node7", "MASTER_PORT": "29500"}
+SRUN = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "12"}
+SRUN |= {"SLURM_STEP_ID": "5", "SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_STEP_NUM_NODES": "2"}
+SRUN |= {"SLURM_STEP_NODELIST": "node[7-8]"}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+@pytest.mark.parametrize("n", [0, 1, 2, 5, 8, 64])
+def test_shares_cover_all_items_in_order_and_differ_by_one_at_most(n, count):
+    ranks = Ranks()
+    ranks.count = count
+    shares = [ranks.share(n, rank) for rank in range(count)]
+    assert [item for share in shares for item in share] == list(range(n))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert len(shares[0]) == max(map(len, shares))  # what the length of a message is taken from
+
+
+def test_a_process_alone_computes_all_and_exchanges_nothing():
+    values = torch.arange(6, dtype=torch.float64).view(3, 2)
+    assert ALONE.share_out(3, 2, lambda own: values[list(own)]).equal(values)
+    assert (ALONE.is_first, ALONE.broadcast("x"), ALONE.agree(15), ALONE.bytes_sent) == (True, "x", 15, 0)
+    with join(None) as ranks:
+        assert ranks is ALONE
+    assert not torch.distributed.is_initialized()
+
+
+def test_torchruns_variables_are_a_place():
+    assert find_place(TORCHRUN) == Place(3, 4, 1, 2, "node7", 29500)
+
+
+def test_sruns_variables_are_a_place(monkeypatch):
+    def scontrol(command, **_):
+        assert command == ["scontrol", "show", "hostnames", "node[7-8]"]
+        return subprocess.CompletedProcess(command, 0, "node7\nnode8\n")
+
+    monkeypatch.setattr(subprocess, "run", scontrol)
+    place = find_place(SRUN)
+    assert place == Place(3, 4, 1, 2, "node7", place.port)
+    assert place.port == find_place(SRUN | {"SLURM_PROCID": "0"}).port  # the same on every rank
+    assert place.port != find_place(SRUN | {"SLURM_STEP_ID": "6"}).port
+    assert 1024 < place.port < 65536
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        TORCHRUN | {"WORLD_SIZE": "1", "RANK": "0"},
+        {"RANK": "3", "WORLD_SIZE": "4"},  # some schedulers set these for purposes of their own
+        {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},  # a batch script
+        SRUN | {"SLURM_STEP_NUM_TASKS": "1"},  # what Snakemake's executor starts
+    ],
+)
+def test_a_process_that_no_launcher_started_as_one_of_several_is_alone(environment):
+    assert find_place(environment) is None
+
+
+def test_a_launchers_variable_that_is_no_number_is_named():
+    with pytest.raises(UserError, match=r"invalid literal.*'x'.*torchrun"):
+        find_place(TORCHRUN | {"RANK": "x"})
+
+
+@pytest.mark.parametrize(
+    ("codes", "status"),
+    [
+        ({0: TRY_AGAIN, 1: -9}, TRY_AGAIN),
+        ({0: TRY_AGAIN, 1: 1}, 1),
+        ({0: 2, 1: TRY_AGAIN}, 2),
+        ({0: 143, 1: 143}, 143),
+    ],
+)
+def test_the_rank_that_failed_first_hand_gives_the_status(codes, status):
+    assert launch.judge(codes) == status
+
+
+def test_ranks_are_an_axis_that_names_its_runs():
+    spec = RunSpec.make(mode="ZO", max_steps=1, ranks=4)
+    assert spec.name == "ZO_reduced_bs8_q1_lr1e-05_ranks4"
+    assert parse_name(spec.name, max_steps=1) == spec
+    assert "ranks" not in RunSpec.make(mode="ZO", max_steps=1).name
+
+
+@pytest.mark.parametrize("mode", ["FO", "Calibrate"])
+def test_backprop_over_more_ranks_than_sequences_is_refused(mode):
+    own = {"bp_interval": 2} if mode == "Calibrate" else {}
+    RunSpec.make(mode=mode, max_steps=1, batch_size=2, ranks=2, **own)
+    with pytest.raises(UserError, match=f"ranks: 3 is not allowed: mode {mode} .* batch_size is 2"):
+        RunSpec.make(mode=mode, max_steps=1, batch_size=2, ranks=3, **own)
+    RunSpec.make(mode="ZO", max_steps=1, batch_size=2, ranks=3)
