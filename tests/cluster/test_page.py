@@ -54,6 +54,7 @@ def fill_in(text: str, keys: dict[str, str]) -> str:
 
 def start(line: str, folder: Path) -> subprocess.Popen:
     env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": ""}
+    env |= {"ZO_GPU_LOCKS": str(folder)}
     line = line.split("  #")[0]
     return subprocess.Popen(
         line, shell=True, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

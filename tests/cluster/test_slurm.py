@@ -48,7 +48,7 @@ class ClusterSweep(Sweep):
         """Start snakemake, its output in a file."""
         self.said = self.folder / "snakemake.log"  # a pipe that nobody reads would fill
         with open(self.said, "w") as log:
-            self.process = self.start(*SOON, *arguments, output=log)
+            self.process = self.start(*SOON, *arguments, output=log, ZO_GPU_LOCKS=str(self.folder))
 
     def finish(self) -> None:
         self.process.wait(PATIENCE_S)
