@@ -218,6 +218,7 @@ MUTANTS = [
     Mutant("the low-rank law is the Gaussian's", "laws.py", "one += share * (own + d - size)", "one += share * (d + 2)", (PROBE, "-k", "other_families")),
     Mutant("curvature of one side", "landscape.py", "return (self.change(direction, scale) + self.change(direction, -scale)) / scale**2", "return 2 * self.change(direction, scale) / scale**2", (PROBE, "-k", "quadratics_own")),
     Mutant("end weights that are the start's", "probe_run.py", "            _load_final(run, files)\n", "            pass\n", (PROBE, "-k", "start_and_end")),
+    Mutant("the clock stops before the GPU", "run.py", "if self._looks_up_after(step):", "if False:", ("tests/contract/test_methods.py", "-k", "clock_waits")),
     Mutant("a mean of signed cosines", "analysis/probes.py", "mean_interval(values**2)", "mean_interval(values)", ("tests/unit/test_analysis_probes.py", "-k", "averages")),
     Mutant("a bad eps is not said", "analysis/probes.py", "not errors[own] > BAD_SLOPE", "True", ("tests/unit/test_analysis_probes.py", "-k", "bad_eps")),
     Mutant("the parallel plan tried again every step", "estimate.py", "        _unsupported.add(objective.model)\n", "", (*ARCHITECTURES, "-k", "one_warning")),

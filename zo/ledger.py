@@ -26,7 +26,7 @@ class Ledger:
 
     @contextmanager
     def timed(self):
-        """Add the time inside to ``seconds``; on a GPU its update may go on: the next step waits."""
+        """Add the time inside to ``seconds``."""
         start = time.perf_counter()
         yield
         self.seconds += time.perf_counter() - start
@@ -42,6 +42,14 @@ class Ledger:
     def as_dict(self) -> dict:
         """For the checkpoint."""
         return asdict(self)
+
+
+def settle(device) -> None:
+    """Wait for what a GPU still has to do: what is timed, ends here."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
 
 
 def peak_memory_mb(device) -> float:

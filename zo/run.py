@@ -12,7 +12,7 @@ from zo.checkpoint import Checkpoint, digest
 from zo.dataset import DatasetSpec, TokenCache, build_cache, open_cache
 from zo.errors import UserError
 from zo.files import read_json
-from zo.ledger import Ledger
+from zo.ledger import Ledger, settle
 from zo.methods import METHODS, State, StepReport, needs_dense_gradient, uses_backprop
 from zo.models import build_model, parameter_roles, select_scope
 from zo.objective import Objective
@@ -53,8 +53,16 @@ class Run:
         self.state.step, self.state.learning_rate = step, learning_rate(self.spec, step, self.total)
         with self.ledger.timed():
             report = METHODS[self.spec.mode]().step(self.state, batch, guide)
+            if self._looks_up_after(step):
+                settle(self.device)  # the step's own work must not be waited for outside
         self.ledger.add(report, self.spec.batch_size * self.spec.block_size)
         return report
+
+    def _looks_up_after(self, step: int) -> bool:
+        """Whether something that is not training follows: a row, a validation, a checkpoint."""
+        spec = self.spec
+        intervals = (spec.log_interval, spec.validation_interval, spec.checkpoint_interval)
+        return step == self.total or any(step % interval == 0 for interval in intervals)
 
     @torch.no_grad()
     def validate(self) -> float:

@@ -30,8 +30,8 @@ _seen_to: weakref.WeakKeyDictionary[torch.nn.Module, frozenset[int]] = weakref.W
 def can_share(objective: Objective, parameters: Sequence[torch.Tensor], directions: Directions) -> bool:
     """Whether two members have the same logits in a shared pass as on their own; tried once.
 
-    Costs four sequences' forward passes, and the memory of a step with directions of this kind. A model with
-    dropout on can't be tried and is believed.
+    Costs four sequences' forward passes, and the memory of a step with directions of this kind. A model in
+    training mode is believed: dropout would make any two passes differ.
     Raises UnsupportedOperation where a parameter is used in a way that can't be split at all.
     """
     model, ids = objective.model, frozenset(map(id, parameters))

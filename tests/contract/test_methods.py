@@ -492,6 +492,15 @@ def test_the_ledger_counts_the_passes_that_were_really_made(build, shared, mode,
         assert (ledger.step, ledger.tokens) == (step, step * 2 * 8)
 
 
+def test_the_clock_waits_for_the_device_before_what_is_no_training(build, monkeypatch):
+    run, waited = build("ZO", log_interval=3, validation_interval=4, checkpoint_interval=5), []
+    monkeypatch.setattr("zo.run.settle", lambda _: waited.append(run.ledger.step + 1))
+    for _ in range(run.total):
+        run.take_step()
+    due = [step for step in range(1, run.total + 1) if step % 3 == 0 or step % 4 == 0 or step % 5 == 0]
+    assert waited == sorted({*due, run.total})
+
+
 @pytest.mark.parametrize("mode", ["Calibrate", "Instruct"])
 def test_backprop_is_used_on_the_interval_and_at_no_other_step(build, mode):
     run = build(mode)
