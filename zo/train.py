@@ -15,7 +15,7 @@ from zo.files import hold, read_json, write_json
 from zo.job import recorded_job
 from zo.loop import Outcome, step_to_end
 from zo.ranks import ALONE, Ranks
-from zo.record import Logs, RunFiles, describe_machine, logs_reach
+from zo.record import FINISHED, Logs, RunFiles, describe_machine, logs_reach
 from zo.run import Run, build_run, pick_device
 from zo.spec import RunSpec
 
@@ -69,7 +69,7 @@ def _lead(
     """What the first rank does, or the only one: all that has to do with files."""
     files.make_folders()
     before = read_json(files.outcome)
-    with hold(files.folder / ".lock"), recorded_job(files):
+    with hold(files.lock), recorded_job(files):
         if ended := _ended_meanwhile(before, spec, files):
             log.info("%s: another process finished it meanwhile: %s", spec.name, ended.status)
             return ended
@@ -177,7 +177,7 @@ def _keep(run: Run, files: RunFiles, status: str, keep: str) -> None:
 def _ended_meanwhile(before: dict, spec: RunSpec, files: RunFiles) -> Outcome | None:
     """How another process ended this run while we waited: the job of a killed Snakemake lives on."""
     now = read_json(files.outcome)
-    if now == before or now["status"] not in ("done", "diverged"):
+    if now == before or now["status"] not in FINISHED:
         return None
     plan = {"plan": spec.plan, "parallel_batch_size": spec.parallel_batch_size}
     same = read_json(files.folder / "spec.json") | plan == spec.model_dump()
