@@ -2,11 +2,14 @@
 
 import os
 import random
+import signal
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+# A shell ignores Ctrl-C for what it starts in the background, and all its children do.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here or in a subprocess
 
 

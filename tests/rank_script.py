@@ -45,7 +45,7 @@ def estimates(ranks: Ranks) -> dict[str, Any]:
     """Every layout, shared out and alone: coefficients, loss and cost of both."""
     objective, parameters = make_objective("100k")
     found = {}
-    for q in (8, 5, 2, 1):
+    for q in (8, 4, 2, 1):
         for family in FAMILIES:
             for kind in ("sequential", "parallel"):
                 for sides, sharded in (("two", False), ("one", False), ("two", True), ("one", True)):

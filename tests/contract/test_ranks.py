@@ -56,7 +56,7 @@ def engine(tmp_path_factory):
 
 
 def test_an_estimate_shared_out_is_that_of_one_process(engine):
-    """Over 3 ranks 8, 5, 2 and 1 directions; to the bit wherever the same forward passes are made."""
+    """Over 3 ranks 8, 4, 2 and 1 directions; to the bit wherever the same forward passes are made."""
     for found in engine:
         for layout, (shared, alone) in found["estimates"].items():
             if "sequential" in layout and "one sharded" not in layout:

@@ -1,7 +1,9 @@
 """Makes CSV logs of imaginary runs whose truth is known in closed form, and nothing else of zo's."""
 
+import csv
 import json
 import math
+import random
 from pathlib import Path
 
 COLUMNS = (
@@ -111,6 +113,36 @@ def write_beside(folder: Path, run: str, name: str, content: dict) -> None:
     place = folder.parent / "runs" / run
     place.mkdir(parents=True, exist_ok=True)
     (place / name).write_text(json.dumps(content))
+
+
+PROBED, ESTIMATES = 1000, 400
+"""Numbers that the probed scope trains; estimates of each q."""
+SETTLED = {1e-1: 0.9, 1e-3: 0.01, 1e-6: 0.5}
+"""Error of the slopes by eps."""
+
+
+def write_probe(folder: Path, run: str, errors: dict = SETTLED, cosine: float = 1.0) -> None:
+    """Write probes/<run>.csv: cosines are `cosine` times the law's, of either sign, lengths are the law's."""
+    draw, d, rows = random.Random(1), PROBED, []
+    own = {"run": run, "mode": "ZO", "at": "end", "step": 100, "scope": "full", "d": d, "batch": 0}
+    for q in (1, 4):
+        for _ in range(ESTIMATES):
+            law = math.sqrt(q / (q + d - 1))
+            value = draw.choice([-1, 1]) * cosine * law
+            rows.append(own | {"quantity": "cosine", "q": q, "value": value, "law": law})
+            law = (d + q + 1) / q
+            rows.append(
+                own | {"quantity": "second_moment", "q": q, "value": law * draw.gauss(1, 0.1), "law": law}
+            )
+    rows += [own | {"quantity": "slope_error", "epsilon": eps, "value": e} for eps, e in errors.items()]
+    rate = own | {"quantity": "best_rate", "q": 1, "law": 0.5}
+    rows += [rate | {"value": value} for value in (0.4, 0.6, math.nan)]
+    path = folder.parent / "probes" / f"{run}.csv"
+    path.parent.mkdir(exist_ok=True)
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, [*own, "quantity", "q", "epsilon", "value", "law"], restval="")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def write_crash(folder: Path, run: str, log_lines: list[str], reason: str = "RuntimeError: boom") -> Path:

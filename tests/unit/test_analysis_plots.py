@@ -3,7 +3,7 @@
 import matplotlib.image
 import numpy as np
 import pytest
-from made_runs import write_beside, write_crash, write_run, write_sweep
+from made_runs import write_beside, write_crash, write_probe, write_run, write_sweep
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from zo.analysis.pareto import measure_pareto
@@ -27,12 +27,13 @@ ALWAYS = [
 def sweep(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep") / "csv_logs"
     write_sweep(folder)
+    write_probe(folder, "ZO_full_bs4_q8_lr1e-03")
     return folder
 
 
 def test_every_plot_is_a_picture_of_something(sweep, tmp_path):
     paths = write_plots(sweep, tmp_path / "plots")
-    assert [path.stem for path in paths] == [*ALWAYS, "cosine"]
+    assert [path.stem for path in paths] == [*ALWAYS, "cosine", "probes"]
     assert sorted(p.name for p in (tmp_path / "plots").iterdir()) == sorted(p.name for p in paths)
     for path in paths:
         pixels = matplotlib.image.imread(path)[..., :3]

@@ -1,53 +1,20 @@
 """What is read out of probes: averages, their laws, a bad eps, a figure and a page that show them."""
 
-import csv
-
-import numpy as np
 import pytest
-from made_runs import write_run
+from made_runs import ESTIMATES, PROBED, write_probe, write_run
 
-from zo import laws
 from zo.analysis.collect import read_folder
 from zo.analysis.plots import write_plots
 from zo.analysis.probes import conclude
 from zo.analysis.report import render_report
 from zo.analysis.summary import summarize
-from zo.probe import COLUMNS
-from zo.probe_run import OWN
-
-D, ESTIMATES = 1000, 400
-SETTLED = {1e-1: 0.9, 1e-3: 0.01, 1e-6: 0.5}
-"""Error of the slopes by eps."""
-
-
-def write_probe(folder, run, errors=SETTLED, cosine=1.0):
-    """Rows whose cosines are ``cosine`` times the law's, of either sign, and whose lengths are the law's."""
-    draw, rows = np.random.default_rng(0), []
-    own = dict(zip(OWN, (run, "ZO", "end", 100), strict=True)) | {"scope": "full", "d": D, "batch": 0}
-    for q in (1, 4):
-        for _ in range(ESTIMATES):
-            spread, sign = draw.normal(1, 0.1), draw.choice([-1, 1])
-            law = laws.rms_cosine(q, D)
-            rows.append(own | {"quantity": "cosine", "q": q, "value": sign * cosine * law, "law": law})
-            law = laws.second_moment(q, D)
-            rows.append(own | {"quantity": "second_moment", "q": q, "value": law * spread, "law": law})
-    rows += [own | {"quantity": "slope_error", "epsilon": eps, "value": e} for eps, e in errors.items()]
-    rows += [
-        own | {"quantity": "best_rate", "q": 1, "value": value, "law": 0.5} for value in (0.4, 0.6, np.nan)
-    ]
-    path = folder.parent / "probes" / f"{run}.csv"
-    path.parent.mkdir(exist_ok=True)
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, [*OWN, *COLUMNS], restval="")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 @pytest.fixture
 def folder(tmp_path):
     """A folder of three runs, one of them probed."""
     folder = tmp_path / "csv_logs"
-    spec = {"mode": "ZO", "epsilon": 1e-3, "trainable_parameters": D}
+    spec = {"mode": "ZO", "epsilon": 1e-3, "trainable_parameters": PROBED}
     for mode, q in (("FO", 0), ("ZO", 4), ("Frozen", 0)):
         write_run(folder, mode, "full", q, 1e-3, spec=spec if mode == "ZO" else None)
     return folder

@@ -17,7 +17,7 @@ from browser import (
     read_console,
     show,
 )
-from made_runs import write_beside, write_crash, write_run, write_sweep
+from made_runs import write_beside, write_crash, write_probe, write_run, write_sweep
 
 from zo.analysis.plots import FIGURES
 from zo.analysis.report import write_report
@@ -52,6 +52,7 @@ def folder(tmp_path_factory):
     manifest = {"commit": "abc-dirty", "threads": 3, "host": "a-host", "versions": {"torch": "2.13.0"}}
     write_beside(folder, run, "manifest.json", manifest)
     write_crash(folder, "ZO_full_bs4_q8_lr3e-02", ["last words " + EVIL], reason=EVIL)
+    write_probe(folder, run)
     lost = folder.parent / "runs" / "ZO_full_bs4_q8_lr9e-01"
     lost.mkdir()
     (lost / "log.csv").write_text("step\n")
