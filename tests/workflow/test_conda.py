@@ -31,5 +31,5 @@ def test_every_job_runs_with_the_python_of_its_environment(conda, tmp_path):
     assert ran.returncode == 0, ran.stdout
     [used] = tmp_path.glob(".snakemake/conda/*/used")
     commands = {line.split()[2] for line in used.read_text().splitlines() if line.startswith("-m zo ")}
-    assert commands == {"cache", "train", "analyze", "plot"}
+    assert commands == {"cache", "train", "analyze", "plot", "report"}
     assert sweep.run("-n", "--sdm", "conda", PATH=conda).stdout.count("Nothing to be done") == 1
