@@ -15,10 +15,8 @@ from zo.optimizers import OPTIMIZERS
 from zo.record import RunFiles
 
 # Momentum, moments and step counters are what a resume can lose; each method gets another rule.
-RULES = dict(
-    zip(METHODS, itertools.cycle([{"optimizer": name} for name in OPTIMIZERS] + [{"momentum": 0.9}]))
-)
-RULES |= {"Frozen": {}, "Random": {"momentum": 0.9}}
+EACH = itertools.cycle([{"optimizer": name} for name in OPTIMIZERS] + [{"momentum": 0.9}])
+RULES = dict(zip(METHODS, EACH, strict=False)) | {"Frozen": {}, "Random": {"momentum": 0.9}}
 STEPS = 60
 PATIENCE = 60.0
 

@@ -12,7 +12,6 @@ from small_runs import everything, run_zo, small_spec, write_corpus
 from zo.errors import UserError
 from zo.footprint import checkpoint_bytes, count_parameters, count_passes, memory_bytes, trained_at_once
 from zo.methods import METHODS
-from zo.models import build_model
 from zo.record import RunFiles
 from zo.run import Run, build_run
 from zo.sizes import ARCHITECTURES
@@ -146,9 +145,8 @@ def test_a_block_starts_from_new_weights_of_its_own_the_same_in_all_modes(build,
             continue
         assert not torch.equal(fresh, first)
         assert not torch.equal(fresh, other)
-        assert (
-            not torch.equal(fresh, starts["LayerwiseZO", 0][1][name.replace(".0.", ".1.")]) or ".1." in name
-        )
+        twin = starts["LayerwiseZO", 0][1][name.replace(".0.", ".1.")]
+        assert scope_of(name) == "block1" or not torch.equal(fresh, twin)
         assert fresh.std().item() == pytest.approx(first.std().item(), rel=0.1)
         assert all(torch.equal(fresh, starts[mode, 0][1][name]) for mode in MODES)
 
@@ -277,9 +275,8 @@ def test_a_replay_says_that_the_embeddings_backprop_is_not_in_the_log(shared, tm
     files = RunFiles(tmp_path, spec.name)
     refused = run_zo("replay", files.folder)
     assert refused.returncode != 0
-    assert (
-        f"step 1 is a backprop step of mode {mode}: its gradient is not in the scalar log" in refused.stderr
-    )
+    words = f"step 1 is a backprop step of mode {mode}: its gradient is not in the scalar log"
+    assert words in refused.stderr
     assert "Traceback" not in refused.stderr
     manifest = json.loads((files.folder / "manifest.json").read_text())
     assert manifest["trainable_parameters"] == manifest["parameters"]
@@ -302,11 +299,9 @@ def test_the_forecast_counts_the_passes_and_the_memory_of_the_phases(build, mode
     assert (ledger.forward_passes, ledger.backward_passes) == costs[mode]
     assert count_passes(spec) == ledger.forward_passes + 2 * ledger.backward_passes
     assert trained_at_once(spec) == max(sizes) < count_parameters(spec)[1] == run.state.model.num_parameters()
-    stored = sum(t.numel() * t.element_size() for t in run.checkpoint({"csv": 0}).tensors.values())
-    assert (
-        0
-        <= checkpoint_bytes(spec) - stored
-        < (count_parameters(spec)[1] if mode != "LayerwiseFrozen" else 1e9)
-    )
-    whole = RunSpec.make(**spec.model_dump() | {"mode": "FO", "plan": "auto"})
-    assert memory_bytes(spec) < memory_bytes(whole) or mode == "LayerwiseZO"  # which has members in flight
+    tensors = run.checkpoint({"csv": 0}).tensors.values()
+    stored = sum(t.numel() * t.element_size() for t in tensors if t.ndim)  # without the steps' counters
+    if mode != "LayerwiseFrozen":  # whose last phases have no state
+        assert stored == checkpoint_bytes(spec)
+    whole = RunSpec.make(**spec.model_dump() | {"mode": "FO"})
+    assert mode == "LayerwiseZO" or memory_bytes(spec) < memory_bytes(whole)  # it has members in flight

@@ -426,6 +426,10 @@ def test_the_method_of_the_example_trains_and_steps_by_the_rate_along_the_sign(s
     assert train(spec, tmp_path, threads=1).status == "done"
 
 
+def test_the_method_with_phases_is_shown_as_it_is():
+    assert code_blocks("docs/add-a-method.md", "python")[1] in read("zo/methods.py")
+
+
 def test_the_example_is_gone_after_its_test():
     assert "SignZO" not in METHODS
     with pytest.raises(UserError, match="unknown mode"):
