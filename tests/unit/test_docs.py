@@ -246,7 +246,7 @@ def test_every_path_of_the_repository_that_a_page_names_exists(page):
 @pytest.mark.parametrize("page", PAGES, ids=name_page)
 def test_every_name_of_the_code_that_a_page_names_exists(page):
     modules = {path.stem for path in (ROOT / "zo").glob("[a-z]*.py")}
-    classes = {"Estimate": "estimate", "State": "methods", "RunSpec": "spec", "GuidedDirections": "guidance"}
+    classes = {"Estimate": "estimate", "State": "step", "RunSpec": "spec", "GuidedDirections": "guidance"}
     for span in code_spans(page):
         first, *rest = re.sub(r"\(.*\)$", "", span).split(".")
         if not rest or rest[-1] in {"json", "py", "csv", "md", "txt", "yaml", "log"}:
