@@ -52,6 +52,7 @@ MEMORY = "tests/contract/test_memory.py"
 REPLAY = "tests/contract/test_replay.py"
 PATH = (METHODS, "-k", "textbooks_path")
 LEDGER = (METHODS, "-k", "ledger")
+LAYERS = "tests/contract/test_layerwise.py"
 JOB = "tests/unit/test_job.py"
 STATUS = "tests/unit/test_status.py"
 ARCHIVE = "tests/unit/test_archive.py"
@@ -296,6 +297,24 @@ MUTANTS = [
     Mutant("base loss not foreseen", "methods.py", 'if spec.sides == "two" else spec.query_budget_q + 1', 'if spec.sides == "two" else spec.query_budget_q', LEDGER),
     Mutant("ledger off by one", "estimate.py", "losses.mean().item(), cost, ", "losses.mean().item(), cost - 1, ", LEDGER),
     Mutant("tokens evaluated once a step", "ledger.py", "+= report.forward_passes * batch_tokens", "+= batch_tokens", LEDGER),
+    # The layer-wise modes.
+    Mutant("what was trained goes on", "run.py", "named = select_scope(model, phase.scope)", "named = select_scope(model, spec.scope)", (LAYERS, "-k", "never_again")),
+    Mutant("a block keeps its first weights", "run.py", "if phase.fresh:", "if False:", (LAYERS, "-k", "new_weights_of")),
+    Mutant("the first weights again", "run.py", "redraw_block(model, block, mix(spec.seed, block))", "redraw_block(model, block, spec.seed)", (LAYERS, "-k", "embedding_that or new_weights_of")),
+    Mutant("new weights of no seed", "run.py", "mix(spec.seed, block))", "mix(0, block))", (LAYERS, "-k", "new_weights_of")),
+    Mutant("new weights seed the global generator", "models.py", "_find_blocks(_initialise(type(model), config, seed))", "_find_blocks(torch.manual_seed(seed) and type(model)(config))", (METHODS, "-k", "global_generator and Layerwise")),
+    Mutant("optimizers live on in the next phase", "run.py", "state.optimizers = build_optimizers(", "state.optimizers = state.optimizers or build_optimizers(", (LAYERS, "-k", "new_optimizers")),
+    Mutant("one schedule for all phases", "run.py", "step, total = step - phase.first + 1, phase.last - phase.first + 1", "total = phase.last", (LAYERS, "-k", "warm_up")),
+    Mutant("the embedding at the blocks' rate", "methods.py", "        if not state.phase.fresh:\n            take_backprop_rate(state)\n", "", (LAYERS, "-k", "warm_up")),
+    Mutant("a phase ends one step late", "methods.py", "number = bisect_left(ends, step)", "number = bisect_left(ends, step - 1)", (LAYERS, "-k", "none_is_empty")),
+    Mutant("the embedding's parts ignored", "methods.py", "return spec.embedding_parts + spec.layers", "return 2 + spec.layers", (LAYERS, "-k", "none_is_empty or cannot_be_cut")),
+    Mutant("a phase without steps", "methods.py", "return Layerwise.cycle(spec)\n\n    @classmethod", "return 1\n\n    @classmethod", (LAYERS, "-k", "suffice or cannot_be_cut")),
+    Mutant("the blocks' passes foreseen for all phases", "methods.py", "return cls.blocks if phase.fresh else FO", "return cls.blocks", (LAYERS, "-k", "forecast")),
+    Mutant("the last step of a budget not foreseen", "spec.py", "bisect_right(range(1, cycle), left, key=cost)", "0", ("tests/unit/test_spec.py", "-k", "last_step_that_fits")),
+    Mutant("resumed in the first phase", "run.py", "        self.enter(max(1, checkpoint.step))  # whose optimizers' state it holds\n", "", (LAYERS, "-k", "killed_in_every")),
+    Mutant("resumed in the next step's phase", "run.py", "self.enter(max(1, checkpoint.step))", "self.enter(checkpoint.step + 1)", (LAYERS, "-k", "killed_in_every")),
+    Mutant("all of the model's gradient planned for", "footprint.py", "scopes = {method.phase(spec, step, cycle).scope for step in range(1, cycle + 1)}", "scopes = {spec.scope}", (LAYERS, "-k", "forecast")),
+    Mutant("ranks sum the first phase's gradients", "run.py", "state.replica = Replica(model, state.ranks)", "state.replica = state.replica or Replica(model, state.ranks)", (RANKS, "-k", "agree_to_rounding")),
     # The run.
     Mutant("labels not shifted in the trainer", "run.py", "blocks[:, 1:], PRECISIONS", "blocks[:, :-1], PRECISIONS", PATH),
     Mutant("dropout on", "models.py", "resid_pdrop=0.0", "resid_pdrop=0.1", (METHODS, "-k", "no_dropout")),
