@@ -300,7 +300,6 @@ MUTANTS = [
     # The layer-wise modes.
     Mutant("what was trained goes on", "run.py", "named = select_scope(model, phase.scope)", "named = select_scope(model, spec.scope)", (LAYERS, "-k", "never_again")),
     Mutant("a block keeps its first weights", "run.py", "if phase.fresh:", "if False:", (LAYERS, "-k", "new_weights_of")),
-    Mutant("the first weights again", "run.py", "redraw_block(model, block, mix(spec.seed, block))", "redraw_block(model, block, spec.seed)", (LAYERS, "-k", "embedding_that or new_weights_of")),
     Mutant("new weights of no seed", "run.py", "mix(spec.seed, block))", "mix(0, block))", (LAYERS, "-k", "new_weights_of")),
     Mutant("new weights seed the global generator", "models.py", "_find_blocks(_initialise(type(model), config, seed))", "_find_blocks(torch.manual_seed(seed) and type(model)(config))", (METHODS, "-k", "global_generator and Layerwise")),
     Mutant("optimizers live on in the next phase", "run.py", "state.optimizers = build_optimizers(", "state.optimizers = state.optimizers or build_optimizers(", (LAYERS, "-k", "new_optimizers")),
