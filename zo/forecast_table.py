@@ -121,8 +121,8 @@ def _notes(plan: Forecast) -> Iterable[str]:
         yield f"time of {count} of {len(plan.left)} runs: {basis}: {HINTS[basis]}"
     if plan.unknown:
         yield (
-            f"{len(plan.unknown)} runs are in no sum but those of runs and of kept weights: an epoch's length is "
-            "unknown until the token cache is built: give --corpus-tokens N"
+            f"{len(plan.unknown)} runs are in no sum but those of runs and of kept weights: "
+            "how long an epoch is, is unknown until the token cache is built: give --corpus-tokens N"
         )
     if any(wall.gpus and wall.at_once > wall.gpus for wall in plan.walls):
         yield "runs that share a GPU: the shorter time is without any hindrance, the longer without any gain"

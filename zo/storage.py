@@ -1,6 +1,6 @@
 """What a study leaves on the disk, told before it runs: checkpoints, logs, figures.
 
-Checkpoints are exact; the rest is sizes of real sweeps' lines (tests/workflow/test_forecast.py holds it
+Checkpoints are exact; the rest is sizes of real sweeps' lines (tests/workflow/test_planned_sweep.py holds it
 against one). Token caches and what a hub downloads depend on the corpus alone.
 """
 
