@@ -410,6 +410,7 @@ MUTANTS = [
     Mutant("GPU-hours of ranks as of one GPU", "forecast.py", "run.seconds_high * run.devices", "run.seconds_high", FORECAST),
     Mutant("an unbuilt corpus of no tokens", "forecast.py", "if spec.epochs and train_tokens is None:", "if False:", FORECAST),
     Mutant("kept weights planned whatever the study keeps", "storage.py", "return kept.get(keep, checkpoint_bytes(spec))", "return checkpoint_bytes(spec)", FORECAST),
+    Mutant("finished weights planned for that a study drops", "preflight.py", "checkpoints_kept(spec, study.workflow.keep)", 'checkpoints_kept(spec, "checkpoint")', ("tests/unit/test_preflight.py", "-k", "disk")),
     Mutant("coefficients planned as one number", "storage.py", "numbers = spec.query_budget_q *", "numbers = 1 *", FORECAST),
     Mutant("a GPU planned with a CPU's finished runs", "pace.py", "return on_gpu == gpus and", "return", PACE),
     Mutant("planned with finished runs of other threads", "pace.py", 'manifest.get("threads") == threads', "True", PACE),

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,12 @@ from zo.errors import UserError
 from zo.files import write_json
 from zo.footprint import checkpoint_bytes, count_parameters
 from zo.forecast import START_S, forecast, schedule
-from zo.pace import Paces
+from zo.pace import Paces, class_of
 from zo.record import RunFiles
 from zo.storage import checkpoints_kept, scalar_bytes
-from zo.study import load_study
+from zo.study import load_study, read_study
 
+ROOT = Path(__file__).resolve().parents[2]
 STUDY = {
     "study": "small",
     "modes": ["FO", "ZO"],
@@ -26,7 +28,7 @@ STUDY = {
     "max_steps": 500,
     "validation_interval": 100,
 }
-CPU = Paces(gpus=False)
+CPU, GIVEN = Paces(gpus=False), Paces(gpus=True, flops=(1e12, 1e12))
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +69,15 @@ def test_an_embedding_beside_its_own_head_costs_no_flops():
 def test_hybrids_count_their_backprop_steps():
     run = one("Calibrate", modes="Calibrate", bp_interval=10)
     assert (run.forward_passes, run.backward_passes) == (450 * 16 + 50, 50)
+
+
+def test_the_paper_size_study_is_the_grid_counted_by_hand():
+    study = read_study(ROOT / "workflow/studies/paper.yaml")
+    runs = [spec for spec in study.runs.values() if spec.mode in ("FO", "ZO", "Random", "Frozen")]
+    # 2 scopes x 3 seeds of: 5 rates; 6 rates x 6 query budgets; one; one.
+    assert Counter(spec.mode for spec in runs) == {"FO": 30, "ZO": 216, "Random": 6, "Frozen": 6}
+    assert {(spec.tokenizer, spec.vocab_size) for spec in runs} == {("bpe", 32_000)}
+    assert {run.steps for run in forecast(study, GIVEN, [1], 1).runs} == {10**8 // (32 * 256)}
 
 
 # -- what is there already ------------------------------------------------------------------------
@@ -168,17 +179,12 @@ def test_the_longest_predicted_start_first_each_as_soon_as_it_has_its_slots(jobs
 def test_a_run_takes_its_steps_its_validations_and_its_start():
     """500 steps of 0.01 s, 6 validations of 64 x 64 tokens, which are 16 forward passes of the batch."""
     study = load_study(STUDY | {"modes": "FO", "learning_rates": 0.1})
-    from zo.pace import class_of
-
     [spec] = study.runs.values()
     known = Paces(False, measured={class_of(spec): [0.01, 0.02]})
     [run] = forecast(study, known, [0], 1).runs
     assert run.seconds_low == pytest.approx(0.01 * (500 + 6 * 16 / 3) + START_S[0])
     assert run.seconds_high == pytest.approx(0.02 * (500 + 6 * 16 / 3) + START_S[1])
     assert run.basis == "measured here"
-
-
-GIVEN = Paces(gpus=True, flops=(1e12, 1e12))
 
 
 def test_more_gpus_shorten_the_wall_clock_and_leave_the_gpu_hours():

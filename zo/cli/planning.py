@@ -45,10 +45,11 @@ def plan(options) -> int:
     flops = given_flops(_number(options, "tflops"), _number(options, "utilization"))
     corpus_tokens = _number(options, "corpus_tokens")
     cores = _whole("cores", options.cores) if options.cores else os.cpu_count()
-    machines = _machines(options.gpus, len(choose_gpus(study.workflow.gpus)))
+    flow = study.workflow
+    machines = _machines(options.gpus, len(choose_gpus(flow.gpus)) if flow.gpus_per_run else 0)
     steps, on_gpus = _whole("steps", options.steps), bool(machines[0])
     measured = _measure(study, on_gpus, steps) if options.measure else None
-    paces = paces_of(Path(study.results), on_gpus, study.workflow.threads, flops, measured)
+    paces = paces_of(Path(study.results), on_gpus, flow.threads, flops, measured)
     print(present(forecast(study, paces, machines, cores, corpus_tokens), options.format), end="")
     return 0
 
