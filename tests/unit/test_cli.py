@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = (
     "train",
     "sweep",
+    "plan",
     "status",
     "pack",
     "prune",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from zo.causes import TRY_AGAIN, is_out_of_memory
-from zo.cli import checking, probing, reading, sweeping, training
+from zo.cli import checking, planning, probing, reading, sweeping, training
 from zo.errors import UserError
 
 PROGRAM = "zo"
@@ -33,6 +33,9 @@ COMMANDS = {
         sweeping.sweep,
         sweeping.add_sweep_flags,
         "run a grid given by flags through the Snakemake workflow",
+    ),
+    "plan": Command(
+        planning.plan, planning.add_plan_flags, "tell what a study will take: passes, hours, disk, memory"
     ),
     "status": Command(sweeping.status, sweeping.add_status_flags, "show how far every run of a sweep is"),
     "pack": Command(sweeping.pack, sweeping.add_pack_flags, "pack a study into one archive"),
