@@ -438,7 +438,7 @@ MUTANTS = [
     Mutant("launches of a pass for each direction in flight", "pace.py", "passes / members_in_flight(spec, device)", "passes", PACE),
     Mutant("a utilization that is not used", "pace.py", "(utilization, utilization)", "(1.0, 1.0)", PACE),
     Mutant("a rank timed with all directions", "measure.py", "-(-getattr(spec, key) // spec.ranks)", "getattr(spec, key)", MEASURE),
-    Mutant("a period timed by its backprop step", "measure.py", "((period - 1) * plain + take_step(period)) / period", "take_step(period)", MEASURE),
+    Mutant("a period timed by its backprop step", "measure.py", "spent / sum(map(len, kinds))", "take_step(kinds[-1][0])", MEASURE),
 ]  # fmt: skip
 
 
