@@ -52,6 +52,7 @@ MEMORY = "tests/contract/test_memory.py"
 REPLAY = "tests/contract/test_replay.py"
 PATH = (METHODS, "-k", "textbooks_path")
 LEDGER = (METHODS, "-k", "ledger")
+LAYERS = "tests/contract/test_layerwise.py"
 JOB = "tests/unit/test_job.py"
 STATUS = "tests/unit/test_status.py"
 ARCHIVE = "tests/unit/test_archive.py"
@@ -274,7 +275,7 @@ MUTANTS = [
     Mutant("one base for all shards", "estimate.py", "base = objective.losses(rows[own.start : own.stop])", "base = objective.losses(None).expand(len(own))", SHARDS),
     Mutant("a shard counted as a whole batch", "estimate.py", "losses.numel() // q if sharded else losses.numel()", "losses.numel()", LEDGER),
     Mutant("a shard's cost not foreseen", "methods.py", "        if spec.shard_batch:  # each direction reads its own 1/q of the batch\n            return 2\n", "", LEDGER),
-    Mutant("rank not passed on", "methods.py", "state.parameters, spec.rank)", "state.parameters)", (*PATH[:2], "textbooks_path and rank")),
+    Mutant("rank not passed on", "step.py", "state.parameters, spec.rank)", "state.parameters)", (*PATH[:2], "textbooks_path and rank")),
     # The plan.
     Mutant("free memory ignored", "plan.py", "if free_bytes is not None:", "if False:", PLAN),
     Mutant("all of the free memory for logits", "plan.py", "int(FREE_SHARE * free_bytes)", "free_bytes", PLAN),
@@ -290,14 +291,31 @@ MUTANTS = [
     Mutant("backprop one step late", "methods.py", "if state.step % state.spec.bp_interval:\n            return super().step(state, batch, guide)\n        loss,", "if (state.step - 1) % state.spec.bp_interval:\n            return super().step(state, batch, guide)\n        loss,", (METHODS, "-k", "on_the_interval")),
     Mutant("Random descends along the estimate", "methods.py", "return estimate.replaced_by_noise(state.parameters)", "return estimate", (METHODS, "-k", "random_takes")),
     Mutant("blend is a sum", "methods.py", "(ours + exact) / 2", "ours + exact", (*PATH[:2], "textbooks_path and blend")),
-    Mutant("the same directions every step", "methods.py", "spec.seed, state.step, state.parameters", "spec.seed, 0, state.parameters", PATH),
-    Mutant("learning rate not passed on", "methods.py", "set_learning_rate(state.optimizers, state.learning_rate)", "pass", (*PATH[:2], "textbooks_path and bp_learning_rate")),
-    Mutant("the guide's data ignored", "methods.py", "_, gradient, passes = _backpropagate(state, guide)", "_, gradient, passes = _backpropagate(state, batch)", (METHODS, "-k", "other_corpus")),
-    Mutant("the guide's data ignored by Calibrate", "methods.py", "loss, gradient, passes = _backpropagate(state, guide)", "loss, gradient, passes = _backpropagate(state, batch)", (METHODS, "-k", "other_corpus")),
-    Mutant("backprop's forward pass not counted", "methods.py", "forward_passes=estimate.forward_passes + backward", "forward_passes=estimate.forward_passes", LEDGER),
+    Mutant("the same directions every step", "step.py", "spec.seed, state.step, state.parameters", "spec.seed, 0, state.parameters", PATH),
+    Mutant("learning rate not passed on", "step.py", "set_learning_rate(state.optimizers, state.learning_rate)", "pass", (*PATH[:2], "textbooks_path and bp_learning_rate")),
+    Mutant("the guide's data ignored", "methods.py", "_, gradient, passes = backpropagate_batch(state, guide)", "_, gradient, passes = backpropagate_batch(state, batch)", (METHODS, "-k", "other_corpus")),
+    Mutant("the guide's data ignored by Calibrate", "methods.py", "loss, gradient, passes = backpropagate_batch(state, guide)", "loss, gradient, passes = backpropagate_batch(state, batch)", (METHODS, "-k", "other_corpus")),
+    Mutant("backprop's forward pass not counted", "step.py", "forward_passes=estimate.forward_passes + backward", "forward_passes=estimate.forward_passes", LEDGER),
     Mutant("base loss not foreseen", "methods.py", 'if spec.sides == "two" else spec.query_budget_q + 1', 'if spec.sides == "two" else spec.query_budget_q', LEDGER),
     Mutant("ledger off by one", "estimate.py", "losses.mean().item(), cost, ", "losses.mean().item(), cost - 1, ", LEDGER),
     Mutant("tokens evaluated once a step", "ledger.py", "+= report.forward_passes * batch_tokens", "+= batch_tokens", LEDGER),
+    # The layer-wise modes.
+    Mutant("what was trained goes on", "run.py", "named = select_scope(model, phase.scope)", "named = select_scope(model, spec.scope)", (LAYERS, "-k", "never_again")),
+    Mutant("a block keeps its first weights", "run.py", "if phase.fresh:", "if False:", (LAYERS, "-k", "new_weights_of")),
+    Mutant("new weights of no seed", "run.py", "mix(spec.seed, block))", "mix(0, block))", (LAYERS, "-k", "new_weights_of")),
+    Mutant("new weights seed the global generator", "models.py", "_find_blocks(_initialise(type(model), config, seed))", "_find_blocks(torch.manual_seed(seed) and type(model)(config))", (METHODS, "-k", "global_generator and Layerwise")),
+    Mutant("optimizers live on in the next phase", "run.py", "state.optimizers = build_optimizers(", "state.optimizers = state.optimizers or build_optimizers(", (LAYERS, "-k", "new_optimizers")),
+    Mutant("one schedule for all phases", "run.py", "step, total = step - phase.first + 1, phase.last - phase.first + 1", "total = phase.last", (LAYERS, "-k", "warm_up")),
+    Mutant("the embedding at the blocks' rate", "methods.py", "        if not state.phase.fresh:\n            take_backprop_rate(state)\n", "", (LAYERS, "-k", "warm_up")),
+    Mutant("a phase ends one step late", "methods.py", "number = bisect_left(ends, step)", "number = bisect_left(ends, step - 1)", (LAYERS, "-k", "none_is_empty")),
+    Mutant("the embedding's parts ignored", "methods.py", "return spec.embedding_parts + spec.layers", "return 2 + spec.layers", (LAYERS, "-k", "none_is_empty or cannot_be_cut")),
+    Mutant("a phase without steps", "methods.py", "return Layerwise.cycle(spec)\n\n    @classmethod", "return 1\n\n    @classmethod", (LAYERS, "-k", "suffice or cannot_be_cut")),
+    Mutant("the blocks' passes foreseen for all phases", "methods.py", "return cls.blocks if phase.fresh else FO", "return cls.blocks", (LAYERS, "-k", "forecast")),
+    Mutant("the last step of a budget not foreseen", "spec.py", "bisect_right(range(1, cycle), left, key=cost)", "0", ("tests/unit/test_spec.py", "-k", "last_step_that_fits")),
+    Mutant("resumed in the first phase", "run.py", "        self.enter(max(1, checkpoint.step))  # whose optimizers' state it holds\n", "", (LAYERS, "-k", "killed_in_every")),
+    Mutant("resumed in the next step's phase", "run.py", "self.enter(max(1, checkpoint.step))", "self.enter(checkpoint.step + 1)", (LAYERS, "-k", "killed_in_every")),
+    Mutant("all of the model's gradient planned for", "footprint.py", "scopes = {method.phase(spec, step, cycle).scope for step in range(1, cycle + 1)}", "scopes = {spec.scope}", (LAYERS, "-k", "forecast")),
+    Mutant("ranks sum the first phase's gradients", "run.py", "state.replica = Replica(model, state.ranks)", "state.replica = state.replica or Replica(model, state.ranks)", (RANKS, "-k", "agree_to_rounding")),
     # The run.
     Mutant("labels not shifted in the trainer", "run.py", "blocks[:, 1:], PRECISIONS", "blocks[:, :-1], PRECISIONS", PATH),
     Mutant("dropout on", "models.py", "resid_pdrop=0.0", "resid_pdrop=0.1", (METHODS, "-k", "no_dropout")),
@@ -307,8 +325,8 @@ MUTANTS = [
     Mutant("stochastic rounding always down", "rounding.py", ".add_(bits.to(torch.int32))", "", ROUNDING),
     Mutant("one rounding for all steps", "rounding.py", "seed, step, ROUNDING)", "seed, 0, ROUNDING)", ROUNDING),
     Mutant("one rounding for all blocks", "rounding.py", "torch.empty_like(exact), 0, parameter, start)", "torch.empty_like(exact), 0, parameter)", ROUNDING),
-    Mutant("rounding asked for, not taken", "methods.py", "-state.learning_rate, store_)\n        return lambda: direction.norm", "-state.learning_rate)\n        return lambda: direction.norm", (METHODS, "-k", "in_bf16")),
-    Mutant("dense updates rounded by the optimizer", "methods.py", 'if state.spec.weights != "fp32":', "if False:", (METHODS, "-k", "in_bf16")),
+    Mutant("rounding asked for, not taken", "step.py", "-state.learning_rate, store_)\n        return lambda: direction.norm", "-state.learning_rate)\n        return lambda: direction.norm", (METHODS, "-k", "in_bf16")),
+    Mutant("dense updates rounded by the optimizer", "step.py", 'if state.spec.weights != "fp32":', "if False:", (METHODS, "-k", "in_bf16")),
     Mutant("validation by the run's block size", "run.py", "validation_blocks(spec.validation_block_size", "validation_blocks(spec.block_size", (METHODS, "-k", "validation_reads")),
     Mutant("optimizer state not resumed", "run.py", 'unpack_state(self.state.optimizers, tensors, checkpoint.state["optimizers"])', "pass", RESUME),
     Mutant("ledger not resumed", "run.py", 'self.ledger = Ledger(**checkpoint.state["ledger"])', "self.ledger.step = checkpoint.step", RESUME),
@@ -335,7 +353,7 @@ MUTANTS = [
     Mutant("a run that trains pruned", "prune.py", "yield False\n                return", "pass", PRUNE),
     Mutant("times packed", "archive.py", "info.mtime, info.mode = os.fstat(content.fileno()).st_size, EPOCH, 0o644", "info.mtime, info.mode = os.fstat(content.fileno()).st_size, os.fstat(content.fileno()).st_mtime, 0o644", (ARCHIVE, "-k", "same_bytes")),
     Mutant("links packed", "archive.py", "if path.is_file() and not hidden and not any(part.is_symlink() for part in on_the_way)", "if path.is_file() and not hidden", (ARCHIVE, "-k", "no_regular_file")),
-    Mutant("optimizer state not planned for", "footprint.py", " + FLOAT * states", "", ("tests/unit/test_footprint.py", "-k", "checkpoint")),
+    Mutant("optimizer state not planned for", "footprint.py", " + trained_at_once(spec) * FLOAT * states", "", ("tests/unit/test_footprint.py", "-k", "checkpoint")),
     Mutant("a full disk only warns", "preflight.py", "if needed > free and certain:", "if False:", ("tests/unit/test_preflight.py", "-k", "disk")),
     Mutant("type and shape not hashed", "checkpoint.py", 'f"{name} {tensor.dtype} {list(tensor.shape)}\\n"', 'f"{name}"', CHECKPOINT),
     # What ends an attempt, and what the next one makes of it.
@@ -353,7 +371,7 @@ MUTANTS = [
     Mutant("any folder is a run's", "record.py", '[A-Za-z0-9.+_-]*", self.run)', '.*", self.run)', RECORD),
     Mutant("Random replayed along its estimate", "replay.py", "METHODS[state.spec.mode]().direction(state, estimate)", "estimate", (REPLAY, "-k", "Random")),
     Mutant("replay without the schedule", "replay.py", 'line["step"], line["learning_rate"]', 'line["step"], state.spec.learning_rate', (REPLAY, "-k", "cosine")),
-    Mutant("backprop steps replayed", "replay.py", "if method.backward_passes(spec, step):", "if False:", (REPLAY, "-k", "backprop")),
+    Mutant("backprop steps replayed", "replay.py", "if method.backward_passes(spec, step, outcome[\"step\"]):", "if False:", (REPLAY, "-k", "backprop")),
     # What a cluster's job asks for.
     Mutant("a job's memory without a margin", "footprint.py", "MEMORY_MARGIN * own * spec.ranks + LAUNCHER_BYTES", "own", FOOTPRINT),
     Mutant("a GPU job's memory grows with the batch", "footprint.py", "    if gpus:\n        own = CUDA", "    if not gpus:\n        own = CUDA", FOOTPRINT),

@@ -64,6 +64,8 @@ def count_parameters(spec: RunSpec) -> tuple[int, int]:
             return total, (2 * shape.layers + 1) * norm
         case "block":
             return total, block
+        case "embedding":
+            return total, total - shape.layers * block
         case "head":
             return total + embedding, embedding  # untied: the head is a copy of its own
     return total + embedding, embedding + mlp + norm
@@ -85,7 +87,15 @@ _PARTS = {"gpt2": _gpt2_parts, "llama": _llama_parts}
 def checkpoint_bytes(spec: RunSpec) -> int:
     """Of one checkpoint: the trained parameters and the optimizer's state for each of them."""
     states = max(STATES[spec.optimizer], int(spec.momentum > 0)) if METHODS[spec.mode].uses else 0
-    return count_parameters(spec)[1] * (weight_bytes(spec) + FLOAT * states)
+    return count_parameters(spec)[1] * weight_bytes(spec) + trained_at_once(spec) * FLOAT * states
+
+
+def trained_at_once(spec: RunSpec) -> int:
+    """Parameters of a run's largest phase: no gradient and no optimizer's state is of more."""
+    method = METHODS[spec.mode]
+    cycle = method.cycle(spec)
+    scopes = {method.phase(spec, step, cycle).scope for step in range(1, cycle + 1)}
+    return max(count_parameters(spec.model_copy(update={"scope": scope}))[1] for scope in scopes)
 
 
 def weight_bytes(spec: RunSpec) -> int:
@@ -100,7 +110,7 @@ def memory_bytes(spec: RunSpec, device: str = "cpu") -> int:
     logits' inputs per layer: an estimate to plan with, not a bound.
     """
     total, trained = count_parameters(spec)
-    dense = trained if needs_dense_gradient(spec) else 0
+    dense = trained_at_once(spec) if needs_dense_gradient(spec) else 0
     shape = model_shape(spec.model_size, spec.architecture)
     dense *= 2 if spec.ranks > 1 and uses_backprop(spec.mode) else 1  # DDP holds a copy to send
     members = members_in_flight(spec, device)
@@ -126,11 +136,12 @@ def members_in_flight(spec: RunSpec, device: str) -> int:
 
 
 def passes_per_step(spec: RunSpec) -> tuple[float, float]:
-    """Forward and backward passes of a step; the mean over ``bp_interval`` steps where it has one."""
-    method, period = METHODS[spec.mode], spec.bp_interval or 1
-    steps = range(1, period + 1)
-    forwards = sum(method.forward_passes(spec, step) for step in steps)
-    return forwards / period, sum(method.backward_passes(spec, step) for step in steps) / period
+    """Forward and backward passes of a step; the mean over the method's cycle."""
+    method = METHODS[spec.mode]
+    cycle = method.cycle(spec)
+    steps = range(1, cycle + 1)
+    forwards = sum(method.forward_passes(spec, step, cycle) for step in steps)
+    return forwards / cycle, sum(method.backward_passes(spec, step, cycle) for step in steps) / cycle
 
 
 def count_passes(spec: RunSpec, corpus_tokens: float = NOMINAL_TOKENS) -> float:

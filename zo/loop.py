@@ -15,9 +15,10 @@ from tqdm import tqdm
 from zo.causes import RankLost
 from zo.checkpoint import save_checkpoint
 from zo.ledger import peak_memory_mb
-from zo.methods import METHODS, StepReport
+from zo.methods import METHODS
 from zo.record import Logs, RunFiles
 from zo.run import Run
+from zo.step import StepReport
 
 log = logging.getLogger("zo")
 

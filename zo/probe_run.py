@@ -91,7 +91,7 @@ def _load_final(run: Run, files: RunFiles) -> None:
     if files.final.exists():
         found = load_file(files.final)
         weights = {name: found[f"model.{name}"] for name, _ in run.named}
-    elif METHODS[run.spec.mode].backward_passes(run.spec, 1) == 0:
+    elif METHODS[run.spec.mode].backward_passes(run.spec, 1, run.total) == 0:
         weights = replay(files.folder).weights
     else:
         raise UserError(

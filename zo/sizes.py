@@ -12,7 +12,7 @@ from typing import NamedTuple
 from zo.errors import UserError, unknown
 
 ARCHITECTURES = ("gpt2", "llama")
-SCOPES = ("full", "reduced", "head", "norms", "block<i>")
+SCOPES = ("full", "reduced", "head", "norms", "block<i>", "embedding")
 
 GPT2_VOCABULARY = 50257
 DEFAULT_VOCABULARY = {"100k": 512, "1M": 2048, "20M-32k": 32000}
@@ -75,10 +75,10 @@ class Scope(NamedTuple):
 
 
 def parse_scope(text: str) -> Scope:
-    """Parse ``full|reduced|head|norms|block<i>``; UserError for anything else (``block03`` too)."""
+    """Parse ``full|reduced|head|norms|block<i>|embedding``; UserError for anything else (``block03`` too)."""
     if match := re.fullmatch(r"block(0|[1-9][0-9]*)", text):
         return Scope("block", int(match[1]))
-    if text not in SCOPES[:-1]:
+    if text not in SCOPES or text == "block<i>":
         raise unknown("scope", text, SCOPES)
     return Scope(text)
 

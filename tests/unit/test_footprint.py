@@ -30,7 +30,7 @@ def make(mode="ZO", **settings) -> RunSpec:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("scope", ["full", "reduced", "head", "norms", "block1"])
+@pytest.mark.parametrize("scope", ["full", "reduced", "head", "norms", "block1", "embedding"])
 def test_the_counts_are_those_of_the_model_that_is_built(architecture, scope):
     spec = make(scope=scope, architecture=architecture, model_size="1M", vocab_size=600)
     model = build_model("1M", architecture, 600, seed=0)

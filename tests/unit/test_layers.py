@@ -13,7 +13,7 @@ PACKAGE = Path(zo.__file__).parent
 GROUPS = {
     1: "philox directions noise rounding members scratch perturbed optimizers errors files laws causes place"
     " heartbeat ranks",
-    2: "plan objective replica sharing estimate guidance methods mezo landscape probe",
+    2: "plan objective replica sharing estimate guidance methods mezo landscape probe step",
     3: "sizes models corpus textfiles tokenizer token_cache dataset",
     4: "spec study footprint storage",
     5: "attempt ledger job record checkpoint gpus crash run replay loop train launch probe_run measure",

@@ -20,7 +20,7 @@ from zo.sizes import (
 )
 
 NOMINAL = {"100k": 1e5, "1M": 1e6, "20M-32k": 2e7, "20M": 2e7, "200M": 2e8, "500M": 5e8, "1B": 1e9}
-ALL_SCOPES = ("full", "reduced", "head", "norms", "block0")
+ALL_SCOPES = ("full", "reduced", "head", "norms", "block0", "embedding")
 
 LN_1, LN_2 = (["ln_1.weight", "ln_1.bias"], ["ln_2.weight", "ln_2.bias"])
 GPT2_MLP = ["mlp.c_fc.weight", "mlp.c_fc.bias", "mlp.c_proj.weight", "mlp.c_proj.bias"]
