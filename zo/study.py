@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from zo.dataset import DatasetSpec
 from zo.errors import UserError, suggest, unknown
 from zo.methods import METHODS
-from zo.sizes import validate_scope
+from zo.sizes import parse_scope, validate_scope
 from zo.spec import (
     AXES,
     LENGTHS,
@@ -134,8 +134,11 @@ def caches_of(spec: RunSpec) -> list[DatasetSpec]:
     return list(dict.fromkeys([dataset_spec(spec), guide_dataset_spec(spec)]))
 
 
-def load_study(config: Mapping[str, Any]) -> Study:
-    """Check a study file's content and expand its grid. Raises UserError, one line."""
+def load_study(config: Mapping[str, Any], *, check_data: bool = True) -> Study:
+    """Check a study file's content and expand its grid. Raises UserError, one line.
+
+    ``check_data``: that its corpora can be read too, which finished runs no longer need.
+    """
     _check_keys(config)
     own = {key: config[key] for key in Workflow.model_fields if key in config}
     try:
@@ -160,10 +163,12 @@ def load_study(config: Mapping[str, Any]) -> Study:
                     "tell them apart by an axis, or make two studies"
                 )
     study = Study(workflow, runs, _common_settings(config))
+    for scope in workflow.probe_scopes:
+        parse_scope(scope)
     for run in study.probed():
         for scope in workflow.probe_scopes:
             validate_scope(scope, runs[run].model_size, runs[run].architecture)
-    for dataset in study.caches().values():
+    for dataset in study.caches().values() if check_data else ():
         dataset.source().check()  # a corpus that can't be read is an error before any job
     return study
 
@@ -267,8 +272,8 @@ def _smallest_rate(rates: Any, mode: str) -> Any:
         return rates[0]  # RunSpec says what is wrong with it
 
 
-def read_study(path: Path) -> Study:
-    """Load a study file (YAML). Raises UserError."""
+def read_study(path: Path, *, check_data: bool = True) -> Study:
+    """Load a study file (YAML), as ``load_study`` does. Raises UserError."""
     import yaml
 
     try:
@@ -278,6 +283,6 @@ def read_study(path: Path) -> Study:
     if not isinstance(config, Mapping):
         raise UserError(f"{path}: a study file is a mapping of keys to values")
     try:
-        return load_study(config)
+        return load_study(config, check_data=check_data)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None

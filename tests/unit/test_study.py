@@ -109,6 +109,10 @@ def test_a_run_outside_the_grids_has_the_studys_settings_whatever_the_further_on
     assert study.resolve("ZO_reduced_bs8_q6_lr1e-04").max_steps == 3
 
 
+def test_a_scope_to_probe_is_checked_also_where_nothing_is_probed():
+    assert complaint(load, probe_scopes="full'; touch x; '").startswith("unknown scope")
+
+
 @pytest.mark.parametrize(
     ("also", "said"),
     [
