@@ -33,6 +33,7 @@ COMMANDS = (
     "analyze",
     "plot",
     "stats",
+    "claims",
     "report",
     "bench",
 )
