@@ -6,6 +6,7 @@ Rules: docs/claims.md. What is compared: claims_rules.py; at which settings: cla
 import json
 from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -96,13 +97,13 @@ def reach_verdict(judged: list[tuple[Comparison, Interval]], lacking: str | None
         doubts += [f"n = {wide.n} < {MIN_SEEDS}: {comparison.quantity}"] if wide.n < MIN_SEEDS else []
     if doubts:
         return UNDECIDED, "; ".join(dict.fromkeys(doubts))
-    outside = [_spell(*pair) for pair in judged if _is_outside(*pair)]
+    outside = [comparison.quantity for comparison, wide in judged if _is_outside(comparison, wide)]
     if outside:
-        return NOT_SUPPORTED, "; ".join(outside)
-    open_ = [_spell(*pair) for pair in judged if not _is_inside(*pair)]
-    if open_:
-        return UNDECIDED, f"the widened interval holds the threshold: {'; '.join(open_)}"
-    return SUPPORTED, "; ".join(_spell(*pair) for pair in judged)
+        return NOT_SUPPORTED, f"the widened interval lies on the other side: {', '.join(outside)}"
+    unclear = [comparison.quantity for comparison, wide in judged if not _is_inside(comparison, wide)]
+    if unclear:
+        return UNDECIDED, f"the widened interval holds the threshold: {', '.join(unclear)}"
+    return SUPPORTED, ""
 
 
 def tell_claims(table: pd.DataFrame, format: str = "text") -> str:
@@ -112,14 +113,35 @@ def tell_claims(table: pd.DataFrame, format: str = "text") -> str:
     if format == "json":
         return json.dumps(json.loads(table.to_json(orient="records")), indent=1) + "\n"
     parts = [write_lines([count_verdicts(table), LEVELS], format)]
-    for name, rows in table.groupby("claim", sort=False):
-        first = rows.iloc[0]
-        title = f"{name} {first['verdict'].upper()}: {first['statement']}"
-        shown = show_claim(rows)
-        told = [render(shown, format)] * (len(shown) > 0) + [write_lines(list_compared(rows), format)]
-        body = [write_lines([first["reason"]], format), *told]
+    for card in lay_cards(table):
+        tables = [render(card.shown, format)] * (len(card.shown) > 0)
+        body = [write_lines([card.reason], format), *tables, write_lines(card.compared, format)]
+        title = f"{card.name} {card.verdict.upper()}: {card.statement}"
         parts.append(section(title, "\n\n".join(part for part in body if part), format))
     return "\n\n".join(parts) + "\n"
+
+
+class Card(NamedTuple):
+    """One claim as people see it: `measured`, its judged effects in words, and `shown`, all effects."""
+
+    name: str
+    verdict: str
+    statement: str
+    reason: str
+    measured: list[str]
+    shown: pd.DataFrame
+    compared: list[str]
+
+
+def lay_cards(table: pd.DataFrame) -> list[Card]:
+    """Lay out `judge_claims`' table for people, a card for each claim."""
+    cards = []
+    for name, rows in table.groupby("claim", sort=False):
+        first, judged = rows.iloc[0], rows[rows["role"] == "judged"]
+        measured = [_spell(row) for row in judged.itertuples()]
+        words = (first[key] if pd.notna(first[key]) else "" for key in ("verdict", "statement", "reason"))
+        cards.append(Card(name, *words, measured, show_claim(rows), list_compared(judged)))
+    return cards
 
 
 def show_claim(rows: pd.DataFrame) -> pd.DataFrame:
@@ -128,14 +150,17 @@ def show_claim(rows: pd.DataFrame) -> pd.DataFrame:
     frame = pd.DataFrame({"quantity": rows["quantity"]})
     frame["effect"] = [f"{shorten(row.effect)} {row.unit}" for row in rows.itertuples()]
     frame["95 %"] = [_span(row.low, row.high) for row in rows.itertuples()]
-    frame["widened"] = [_span(row.wide_low, row.wide_high) for row in rows.itertuples()]
+    wide = [_span(row.wide_low, row.wide_high) for row in rows.itertuples()]
+    frame["widened"] = [
+        "-" if role == "shown" else span for role, span in zip(rows["role"], wide, strict=True)
+    ]
     frame["wanted"] = [_region(row.region_low, row.region_high) for row in rows.itertuples()]
     return frame.assign(n=rows["n"].astype(str))
 
 
 def list_compared(rows: pd.DataFrame) -> list[str]:
-    """Say what each judged comparison of one claim compared; the same words for several are said once."""
-    groups = rows[rows["role"] == "judged"].groupby("compared", sort=False)["quantity"]
+    """Say what each comparison compared; the same words for several are said once."""
+    groups = rows.groupby("compared", sort=False)["quantity"]
     return [f"{', '.join(quantities)}: {compared}." for compared, quantities in groups]
 
 
@@ -181,14 +206,14 @@ def _is_outside(comparison: Comparison, wide: Interval) -> bool:
     return wide.high < low or high < wide.low
 
 
-def _spell(comparison: Comparison, wide: Interval) -> str:
-    """Write 'ZO minus FO at equal steps: 1.06 nats, 0.97 to 1.15, n = 3'."""
-    span = _span(wide.low, wide.high)
-    return f"{comparison.quantity}: {shorten(wide.mean)} {comparison.unit}, {span}, n = {wide.n}"
+def _spell(row) -> str:
+    """Write 'ZO minus FO at equal steps: 1.06 nats (0.97 to 1.15), n = 3', with the widened interval."""
+    span = _span(row.wide_low, row.wide_high)
+    return f"{row.quantity}: {shorten(row.effect)} {row.unit} ({span}), n = {row.n}"
 
 
 def _span(low: float, high: float) -> str:
-    return "-" if pd.isna(low) else f"{shorten(low)} to {shorten(high)}"
+    return "no interval" if pd.isna(low) else f"{shorten(low)} to {shorten(high)}"
 
 
 def _region(low: float, high: float) -> str:
