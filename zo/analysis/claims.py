@@ -75,13 +75,9 @@ def judge_claims(logs: Logs, runs: pd.DataFrame, backward_cost: float = 2.0) -> 
 
 
 def count_comparisons(found: Iterable[tuple], over: str) -> int:
-    """Count the judged intervals over seeds or over estimates; the same numbers twice are one comparison.
-
-    Where every run reads as many tokens a step, equal tokens are equal steps.
-    """
+    """Count the judged intervals over seeds or over estimates, those that one row stands for too."""
     judged = [c for claim, comparisons, _ in found if claim.over == over for c in comparisons if c.region]
-    intervals = {tuple(np.round(c.measure(LEVEL), 9)): c.stands_for for c in judged}
-    return sum(count for (_, low, *_), count in intervals.items() if not np.isnan(low))
+    return sum(c.stands_for for c in judged if not np.isnan(c.measure(LEVEL).low))
 
 
 def reach_verdict(judged: list[tuple[Comparison, Interval]], lacking: str | None) -> tuple[str, str]:

@@ -56,12 +56,14 @@ class Budget(NamedTuple):
 class Cell(NamedTuple):
     """An arm's runs at one setting of all but learning rate and seed.
 
-    `rates`: the learning rates with which every seed finished; `tried`: those, and the ones that diverged.
+    `complete`: the runs of each learning rate with which every seed finished; `tried`: those rates, and the
+    ones that diverged.
     """
 
     name: str
+    q: int
     runs: pd.DataFrame
-    rates: list[float]
+    complete: dict[float, pd.DataFrame]
     tried: list[float]
 
 
@@ -85,6 +87,7 @@ class Evidence:
         self.logs, self.backward_cost = logs, backward_cost
         self.score = pick_score(runs)
         self.runs = keep_context(runs, largest)
+        self._cells: dict[tuple[str, str], list[Cell]] = {}
 
     @cached_property
     def curves(self) -> dict[str, pd.DataFrame]:
@@ -117,8 +120,8 @@ class Evidence:
                 1 - ROUNDING
             ):
                 continue
-            for rate in cell.rates:
-                losses = self._read_losses(cell, rate, budget)
+            for rate, runs in cell.complete.items():
+                losses = self._read_losses(runs, budget)
                 if losses.mean() < lowest:
                     best, lowest = (cell, rate, losses), losses.mean()
         if best is None:
@@ -146,30 +149,31 @@ class Evidence:
         same = (self.runs["mode"] == arm.mode) & (self.runs["scope"] == arm.scope)
         return self.runs[same & (self.runs["q"] == arm.q if arm.q is not None else True)]
 
-    def _list_cells(self, arm: Arm) -> Iterator[Cell]:
-        """Yield the cells of an arm that have a learning rate with which every seed finished."""
+    def _list_cells(self, arm: Arm) -> list[Cell]:
+        """List the cells of an arm that have a learning rate with which every seed finished."""
+        if arm[:2] not in self._cells:
+            self._cells[arm[:2]] = list(self._cut_cells(arm._replace(q=None)))
+        return [cell for cell in self._cells[arm[:2]] if arm.q in (None, cell.q)]
+
+    def _cut_cells(self, arm: Arm) -> Iterator[Cell]:
         mine = self._select(arm)
-        planned = set(self._select(arm._replace(q=None))["seed"].dropna())
-        for _, cell in mine[mine["status"] != "crashed"].groupby(
-            ["q", *list_knobs(self.runs)], dropna=False, sort=True
-        ):
-            rates, tried = [], []
-            for rate, own in cell.groupby("lr", dropna=False, sort=True):
+        planned = set(mine["seed"].dropna())
+        known = mine[mine["status"] != "crashed"]
+        for (q, *_), cell in known.groupby(["q", *list_knobs(self.runs)], dropna=False):
+            complete, tried = {}, []
+            for rate, own in cell.groupby("lr", dropna=False):
                 measured = own[(own["status"] == "done") & own["run"].isin(self.curves)]
                 gone = (own["status"] == "diverged").any()
-                complete = not gone and len(measured) and planned <= set(measured["seed"])
-                rates += [rate] if complete else []
-                tried += [rate] if complete or gone else []
-            if rates:
-                yield Cell(f"{name_method(cell.iloc[0], self.runs)}, {arm.scope}", cell, rates, tried)
-
-    def _at_rate(self, cell: Cell, rate: float) -> pd.DataFrame:
-        runs = cell.runs
-        return runs[runs["lr"].isna() if pd.isna(rate) else runs["lr"] == rate]
+                if not gone and len(measured) and planned <= set(measured["seed"]):
+                    complete[rate] = measured
+                tried += [rate] if gone or rate in complete else []
+            if complete:
+                name = f"{name_method(cell.iloc[0], self.runs)}, {arm.scope}"
+                yield Cell(name, int(q), cell, complete, tried)
 
     def _reach_of_cell(self, cell: Cell, kind: str) -> float:
         """Return the largest budget that every run of a cell's complete rates reached."""
-        runs = pd.concat([self._at_rate(cell, rate) for rate in cell.rates])["run"]
+        runs = [run for own in cell.complete.values() for run in own["run"]]
         return float(np.min([self.curves[run][BUDGETS[kind]].max() for run in runs]))
 
     def _reach(self, arm: Arm, kind: str) -> float:
@@ -182,8 +186,8 @@ class Evidence:
             raise Lacking(f"{arm}: {kind} were not logged")
         return float(np.nanmax(found))
 
-    def _read_losses(self, cell: Cell, rate: float, budget: Budget) -> pd.Series:
-        runs = self._at_rate(cell, rate)
+    def _read_losses(self, runs: pd.DataFrame, budget: Budget) -> pd.Series:
+        """Read the losses of one rate's runs at a budget, by seed; Frozen's are what they are at its end."""
         curves = {run: self.curves[run] for run in runs["run"]}
         if runs["mode"].iloc[0] == "Frozen":
             return read_last(curves, runs)
@@ -196,7 +200,7 @@ class Evidence:
         doubts, tried = [], ", ".join(map(spell_lr, cell.tried))
         if edge := flag_edge(rate, cell.tried):
             doubts.append(f"not tuned: {cell.name}, lr {spell_lr(rate)}: {EDGE_WARNINGS[edge]}")
-        starts = [self.curves[run]["loss"].iloc[0] for run in self._at_rate(cell, rate)["run"]]
+        starts = [self.curves[run]["loss"].iloc[0] for run in cell.complete[rate]["run"]]
         if losses.mean() >= np.mean(starts):
             doubts.append(f"{cell.name} did not learn: it is no better than the untrained model")
         if self.score != "final_val_loss":

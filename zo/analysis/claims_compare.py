@@ -18,7 +18,8 @@ GAIN = "of FO's gain"
 class Comparison(NamedTuple):
     """One effect. `measure`: its interval at a confidence; `region`: where the claim wants it, None: shown.
 
-    `stands_for`: of so many intervals this one is the worst. `doubts`: what takes a verdict away.
+    `doubts`: what takes a verdict away. `stands_for`: of so many intervals this one is the worst; 0: another
+    row has it already.
     """
 
     quantity: str
