@@ -191,7 +191,12 @@ def test_one_query_may_be_worse_by_less_than_the_margin(folder):
 
 @pytest.mark.parametrize(
     ("cosine", "noise", "verdict"),
-    [(1.0, 0.01, "supported"), (0.95, 0.01, "supported"), (0.7, 0.1, "not supported"), (0.6, 0.8, "undecided")],
+    [
+        (1.0, 0.01, "supported"),
+        (0.95, 0.01, "supported"),
+        (0.7, 0.1, "not supported"),
+        (0.6, 0.8, "undecided"),
+    ],
 )
 def test_cosines_are_held_against_their_law(folder, cosine, noise, verdict):
     """sqrt(0.6^2 + 0.8^2) = 1: the right mean, too noisy to be shown within a tenth? 400 estimates do."""

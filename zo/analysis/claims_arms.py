@@ -20,7 +20,8 @@ from zo.sizes import SIZES
 
 UNTUNED = ("Frozen", "Random", "LayerwiseFrozen")
 """Controls: the smallest step is always best for them, so that their learning rates have no edge."""
-ROUNDING = 1e-9
+ROUNDING = 1 - 1e-9
+"""A budget is reached but for rounding."""
 
 
 class Lacking(Exception):
@@ -116,9 +117,7 @@ class Evidence:
         """
         best, lowest = None, np.inf
         for cell in self._list_cells(arm):
-            if arm.mode != "Frozen" and not self._reach_of_cell(cell, budget.kind) >= budget.amount * (
-                1 - ROUNDING
-            ):
+            if arm.mode != "Frozen" and self._reach_of_cell(cell, budget.kind) < budget.amount * ROUNDING:
                 continue
             for rate, runs in cell.complete.items():
                 losses = self._read_losses(runs, budget)
@@ -133,16 +132,20 @@ class Evidence:
 
         Refined by `refine_minimum`; a run that diverged has an infinite loss.
         """
-        cell, found, doubts = choice.cell, {}, []
+        cell, found, edges = choice.cell, {}, {}
         for seed, own in cell.runs[cell.runs["lr"].isin(cell.tried)].groupby("seed"):
             done = own[(own["status"] == "done") & own["run"].isin(self.curves)]
             curves = {run: self.curves[run] for run in done["run"]}
             at = dict(zip(done["lr"], read_at(curves, done, budget.column, budget.amount), strict=True))
-            rates = sorted(own["lr"])
+            rates = sorted(own["lr"].unique())
             losses = np.array([at.get(rate, np.inf) for rate in rates])
             if edge := flag_edge(rates[losses.argmin()], rates):
-                doubts.append(f"not tuned: {cell.name}, seed {seed}: {EDGE_WARNINGS[edge]}")
+                edges.setdefault(edge, []).append(str(seed))
             found[seed] = refine_minimum(np.log10(rates), losses)
+        doubts = [
+            f"not tuned: {cell.name}, seed {' '.join(seeds)}: {EDGE_WARNINGS[edge]}"
+            for edge, seeds in edges.items()
+        ]
         return pd.Series(found, dtype=float), tuple(doubts)
 
     def _select(self, arm: Arm) -> pd.DataFrame:

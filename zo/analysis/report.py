@@ -201,7 +201,7 @@ def read_claims(reading: Reading) -> dict | None:
     if not set(COLUMNS) <= set(table):
         plain = lay_frame("Claims", pd.read_csv(path, dtype=str, keep_default_na=False))
         return {"plain": plain}
-    cards = lay_cards(table)
+    cards = lay_cards(table.astype({"n": "Int64"}))
     tables = [lay_frame(f"{card.name}: every comparison", card.shown) for card in cards]
     return {"counts": count_verdicts(table), "cards": list(zip(cards, tables, strict=True))}
 
