@@ -167,7 +167,7 @@ class Evidence:
             for rate, own in cell.groupby("lr", dropna=False):
                 measured = own[(own["status"] == "done") & own["run"].isin(self.curves)]
                 gone = (own["status"] == "diverged").any()
-                if not gone and len(measured) and planned <= set(measured["seed"]):
+                if len(measured) and planned <= set(measured["seed"]):
                     complete[rate] = measured
                 tried += [rate] if gone or rate in complete else []
             if complete:
