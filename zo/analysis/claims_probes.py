@@ -18,16 +18,16 @@ COSINE_TOLERANCE = 0.10
 def compare_cosines(evidence: Evidence) -> Iterator[Comparison]:
     """C2: the RMS cosine over its law lies within 1 +- COSINE_TOLERANCE, and it falls with d at fixed q.
 
-    Over the probes' estimates: their cosines with the gradient of their batch are independent of it. Of each
+    Over the estimates of all probed runs: their cosines with the gradient of their batch are independent of it. Of each
     scope the worst ratio stands for all, of the falls the least one, chosen among the widened intervals.
     """
     rows = evidence.probes[evidence.probes["quantity"] == "cosine"]
     if rows.empty:
         raise Lacking("no probes of cosines")
-    ratios = {key: _compare_law(key, own) for key, own in rows.groupby(["scope", "d", "mode", "at", "q"])}
+    ratios = {key: _compare_law(key, own) for key, own in rows.groupby(["scope", "d", "at", "q"])}
     falls = [
         _compare_places(below, above)
-        for _, own in rows.groupby(["mode", "at", "q"])
+        for _, own in rows.groupby(["at", "q"])
         for below, above in pairwise(group for _, group in own.groupby("d"))
     ]
     confidence = 1 - 0.05 / (len(ratios) + len(falls))
@@ -41,15 +41,15 @@ def compare_cosines(evidence: Evidence) -> Iterator[Comparison]:
 
 
 def _compare_law(key: tuple, rows: pd.DataFrame) -> Comparison:
-    """Compare the RMS cosine of one (scope, d, mode, at, q) with its law."""
-    scope, d, mode, at, q = key
+    """Compare the RMS cosine of one (scope, d, at, q) with its law."""
+    scope, d, at, q = key
     squares = ((rows["value"] / rows["law"]) ** 2).to_numpy()
 
     def measure(confidence: float) -> Interval:
         *found, n = mean_interval(squares, confidence)
         return Interval(*map(float, np.sqrt(np.clip(found, 0, None))), n)
 
-    said = f"{scope}, d = {d:.0f}, q = {q:.0f}, {mode}'s weights at the {at}"
+    said = f"{scope}, d = {d:.0f}, q = {q:.0f}, at the runs' {at}"
     region = (1 - COSINE_TOLERANCE, 1 + COSINE_TOLERANCE)
     return Comparison(f"worst RMS cosine over its law, {scope}", "of the law", measure, said, region)
 
@@ -67,7 +67,7 @@ def _compare_places(below: pd.DataFrame, above: pd.DataFrame) -> Comparison:
 
     first, second = above.iloc[0], below.iloc[0]
     said = f"{first['scope']} (d = {first['d']:.0f}) minus {second['scope']} (d = {second['d']:.0f})"
-    said += f", q = {first['q']:.0f}, {first['mode']}'s weights at the {first['at']}"
+    said += f", q = {first['q']:.0f}, at the runs' {first['at']}"
     return Comparison("least fall of the mean squared cosine with d", "cos^2", measure, said, BELOW_0)
 
 
