@@ -56,6 +56,8 @@ JOB = "tests/unit/test_job.py"
 STATUS = "tests/unit/test_status.py"
 ARCHIVE = "tests/unit/test_archive.py"
 PRUNE = ("tests/unit/test_prune.py",)
+FORECAST, PACE = ("tests/unit/test_forecast.py",), ("tests/unit/test_pace.py",)
+MEASURE = ("tests/unit/test_measure.py",)
 FOOTPRINT = ("tests/unit/test_footprint.py", "-k", "job or epoch or ledger")
 INTERVALS = ("tests/unit/test_analysis_intervals.py",)
 GUARDS = ("tests/unit/test_analysis_guards.py",)
@@ -358,7 +360,7 @@ MUTANTS = [
     Mutant("a GPU job's memory grows with the batch", "footprint.py", "    if gpus:\n        own = CUDA", "    if not gpus:\n        own = CUDA", FOOTPRINT),
     Mutant("a job's time ignores its GPUs' number", "footprint.py", "gpus * GPU_RATE or threads", "(GPU_RATE if gpus else 0) or threads", FOOTPRINT),
     Mutant("an epoch of a nominal corpus for ever", "footprint.py", "spec.epochs * corpus_tokens", "spec.epochs * NOMINAL_TOKENS", FOOTPRINT),
-    Mutant("a pass takes no time by itself", "footprint.py", "a_pass = PASS_S + spec", "a_pass = spec", FOOTPRINT),
+    Mutant("a pass takes no time by itself", "footprint.py", "(PASS_S + pass_work(spec) / rate)", "(pass_work(spec) / rate)", FOOTPRINT),
     # The analysis: what would win a comparison falsely.
     Mutant("seeds not paired", "analysis/intervals.py", "mean_interval(left[shared] - right[shared], confidence)", "mean_interval(np.sort(left[shared]) - np.sort(right[shared])[::-1], confidence)", (*INTERVALS, "-k", "paired")),
     Mutant("the sign of a difference", "analysis/intervals.py", "mean_interval(left[shared] - right[shared], confidence)", "mean_interval(right[shared] - left[shared], confidence)", (*INTERVALS, "-k", "paired")),
@@ -419,6 +421,28 @@ MUTANTS = [
     Mutant("a further grid keeps the study's length too", "study.py", "if any(key in grid for key in LENGTHS):", "if False:", STUDY),
     Mutant("of two specs of a name the first is taken", "study.py", "if runs.setdefault(spec.name, spec) != spec:", "if runs.setdefault(spec.name, spec) is None:", STUDY),
     Mutant("runs outside the grids take the last one's settings", "study.py", "study = Study(workflow, runs, _common_settings(config))", "study = Study(workflow, runs, _common_settings(grid))", STUDY),
+    Mutant("an embedding beside its head multiplies", "footprint.py", "- untied * embedding)", ")", FORECAST),
+    Mutant("a planned backward pass as one forward", "forecast.py", "BACKWARD_COST * passes[1])", "passes[1])", FORECAST),
+    Mutant("a crashed run planned as done", "forecast.py", 'get("status") in FINISHED', 'get("status")', FORECAST),
+    Mutant("made steps planned again", "forecast.py", "max(0, total - made)", "total", FORECAST),
+    Mutant("validations planned as free", "forecast.py", "equal_steps = steps + validations", "equal_steps = steps + 0 * validations", FORECAST),
+    Mutant("the shortest planned to start first", "forecast.py", "key=lambda job: -job[2]", "key=lambda job: job[2]", FORECAST),
+    Mutant("a job starts when the first of its slots is free", "forecast.py", "taken[-1] + seconds", "taken[0] + seconds", FORECAST),
+    Mutant("runs that share a GPU never hinder each other", "forecast.py", "run.seconds_high * sharing,", "run.seconds_high,", FORECAST),
+    Mutant("GPU-hours of ranks as of one GPU", "forecast.py", "run.seconds_high * run.devices", "run.seconds_high", FORECAST),
+    Mutant("an unbuilt corpus of no tokens", "forecast.py", "if spec.epochs and train_tokens is None:", "if False:", FORECAST),
+    Mutant("kept weights planned whatever the study keeps", "storage.py", "return kept.get(keep, checkpoint_bytes(spec))", "return checkpoint_bytes(spec)", FORECAST),
+    Mutant("finished weights planned for that a study drops", "preflight.py", "checkpoints_kept(spec, study.workflow.keep)", 'checkpoints_kept(spec, "checkpoint")', ("tests/unit/test_preflight.py", "-k", "disk")),
+    Mutant("coefficients planned as one number", "storage.py", "numbers = spec.query_budget_q *", "numbers = 1 *", FORECAST),
+    Mutant("a GPU planned with a CPU's finished runs", "pace.py", "return on_gpu == gpus and", "return", PACE),
+    Mutant("planned with finished runs of other threads", "pace.py", 'manifest.get("threads") == threads', "True", PACE),
+    Mutant("runs of any q are of one class", "pace.py", '"cosine_target",', '"cosine_target", "query_budget_q",', PACE),
+    Mutant("a class for each seed", "pace.py", '"seed",', "", PACE),
+    Mutant("a step's time told from what a user says though it was measured", "pace.py", "if key in self.measured:", "if key in self.measured and not self.flops:", PACE),
+    Mutant("launches of a pass for each direction in flight", "pace.py", "passes / members_in_flight(spec, device)", "passes", PACE),
+    Mutant("a utilization that is not used", "pace.py", "(utilization, utilization)", "(1.0, 1.0)", PACE),
+    Mutant("a rank timed with all directions", "measure.py", "-(-getattr(spec, key) // spec.ranks)", "getattr(spec, key)", MEASURE),
+    Mutant("a period timed by its backprop step", "measure.py", "((period - 1) * plain + take_step(period)) / period", "take_step(period)", MEASURE),
 ]  # fmt: skip
 
 

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from tqdm import tqdm
 
-from zo.checkpoint import digest
+from zo.checkpoint import digest, write_tensors
 from zo.errors import UserError
 from zo.estimate import Estimate
-from zo.files import read_json, write_aside
+from zo.files import read_json
 from zo.methods import METHODS, State, descend, make_directions
 from zo.plan import Plan
 from zo.run import build_state, frozen_digest, pick_device
@@ -54,7 +53,7 @@ def replay(
     weights = {name: parameter.detach().cpu() for name, parameter in named}
     found = digest(weights)
     if out:
-        write_aside(out, save({name: tensor.contiguous() for name, tensor in weights.items()}))
+        write_tensors(out, weights)
     equal = found == outcome["weights_sha256"]
     verdict = "equal to the run's" if equal else f"NOT the run's, {outcome['weights_sha256']}"
     report = f"{spec.name}: {len(lines)} steps replayed: weights sha256 {found}: {verdict}"

@@ -157,7 +157,8 @@ def load_study(config: Mapping[str, Any]) -> Study:
             spec = RunSpec.make(**_common_settings(grid), **cell)
             if runs.setdefault(spec.name, spec) != spec:
                 raise UserError(
-                    f"{FURTHER}: two grids give {spec.name} different settings: {_differ(spec, runs)}"
+                    f"{FURTHER}: two grids give {spec.name} different settings: {_differ(spec, runs)}: "
+                    "tell them apart by an axis, or make two studies"
                 )
     study = Study(workflow, runs, _common_settings(config))
     for run in study.probed():
@@ -179,7 +180,10 @@ def _further_grids(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     if not isinstance(further, list | tuple) or not all(isinstance(grid, Mapping) for grid in further):
         raise UserError(f"{FURTHER}: {further!r} is not allowed: it must be a list of mappings, one a grid")
     for grid in further:
-        _reject_unknown(grid, GRID_KEYS)
+        try:
+            _reject_unknown(grid, GRID_KEYS)
+        except UserError as error:
+            raise UserError(f"{FURTHER}: {error}") from None
         rest = {key: value for key, value in config.items() if key in GRID_KEYS}
         if any(key in grid for key in LENGTHS):
             rest = {key: value for key, value in rest.items() if key not in LENGTHS}

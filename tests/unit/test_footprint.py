@@ -5,7 +5,6 @@ import torch
 
 from zo.checkpoint import KEPT
 from zo.footprint import (
-    CHECKPOINTS_KEPT,
     FLOOR_MINUTES,
     GPU_RATE,
     NOMINAL_TOKENS,
@@ -23,6 +22,7 @@ from zo.models import count_parameters as count_built
 from zo.optimizers import build_optimizers, pack_state
 from zo.sizes import ARCHITECTURES, SIZES
 from zo.spec import RunSpec
+from zo.storage import CHECKPOINTS_KEPT
 
 
 def make(mode="ZO", **settings) -> RunSpec:

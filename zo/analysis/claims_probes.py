@@ -18,8 +18,8 @@ COSINE_TOLERANCE = 0.10
 def compare_cosines(evidence: Evidence) -> Iterator[Comparison]:
     """C2: the RMS cosine over its law lies within 1 +- COSINE_TOLERANCE, and it falls with d at fixed q.
 
-    Over the estimates of all probed runs: their cosines with the gradient of their batch are independent of it. Of each
-    scope the worst ratio stands for all, of the falls the least one, chosen among the widened intervals.
+    Over the estimates of all probed runs; by its law a cosine does not depend on its batch's gradient. Of
+    each scope the worst ratio stands for all, of the falls the least one, chosen by the widened intervals.
     """
     rows = evidence.probes[evidence.probes["quantity"] == "cosine"]
     if rows.empty:
