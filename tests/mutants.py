@@ -64,6 +64,7 @@ INTERVALS = ("tests/unit/test_analysis_intervals.py",)
 GUARDS = ("tests/unit/test_analysis_guards.py",)
 PARETO = ("tests/unit/test_analysis_pareto.py",)
 REPORT = ("tests/unit/test_report.py",)
+CLAIMS = "tests/unit/test_claims.py"
 RESUME = (METHODS, "-k", "crashed and ZO")
 
 
@@ -399,6 +400,27 @@ MUTANTS = [
     Mutant("a beaten point on the front", "analysis/pareto.py", "(best < lowest)", "(best <= lowest + 1)", PARETO),
     Mutant("memory that FO does not fit in", "analysis/curves.py", "<= SLACK * limit", "<= np.inf", (*PARETO, "-k", "must_fit")),
     Mutant("backward passes at no price", "analysis/curves.py", "+ backward_cost * frame", "+ 0 * frame", (*PARETO, "-k", "price")),
+    # The claims.
+    Mutant("a claim rests on one comparison's interval", "analysis/claims.py", "1 - (1 - LEVEL) / max(1, counts[claim.over])", "LEVEL", (CLAIMS, "-k", "scipys_paired")),
+    Mutant("a claim decided by two seeds", "analysis/claims.py", "MIN_SEEDS = 3", "MIN_SEEDS = 2", (CLAIMS, "-k", "fewer_than_three")),
+    Mutant("a claim's doubts unheard", "analysis/claims.py", "        doubts += comparison.doubts\n", "", (CLAIMS, "-k", "edge or climbs")),
+    Mutant("a claim judged without an arm", "analysis/claims.py", "doubts = [lacking] if lacking else []", "doubts = []", (CLAIMS, "-k", "one_scope_alone")),
+    Mutant("one interval inside is enough", "analysis/claims.py", "if not _is_inside(comparison, wide)]", "if not _is_inside(comparison, wide)][1:]", (CLAIMS, "-k", "holds_the_threshold")),
+    Mutant("equal tokens counted beside equal steps", "analysis/claims_rules.py", "stands_for=int(not alike)", "stands_for=1", (CLAIMS, "-k", "scipys_paired")),
+    Mutant("C5's sign", "analysis/claims_rules.py", "oppose(evidence, arms[-1], arms[0], STEPS, BELOW_0)", "oppose(evidence, arms[0], arms[-1], STEPS, BELOW_0)", (CLAIMS, "-k", "scipys_paired or every_claim")),
+    Mutant("C6 without its margin", "analysis/claims_rules.py", "VARIANCE_MARGIN = 0.05", "VARIANCE_MARGIN = 0.0", (CLAIMS, "-k", "margin")),
+    Mutant("ZO's phases need not have trained", "analysis/claims_rules.py", "what, budget, BELOW_0)", "what, budget)", (CLAIMS, "-k", "frozen_blocks")),
+    Mutant("a schedule cut short passes", "analysis/claims_rules.py", "budget.amount * SLACK < end.amount", "False", (CLAIMS, "-k", "cuts_short")),
+    Mutant("shares from ZO's side", "analysis/claims_compare.py", "(self.floor.losses - self.zo.losses) / (", "(self.zo.losses - self.fo.losses) / (", (CLAIMS, "-k", "share")),
+    Mutant("rates tuned at the end for any budget", "analysis/claims_arms.py", "return read_at(curves, runs, budget.column, budget.amount)", "return read_last(curves, runs)", (CLAIMS, "-k", "best_at_the_budget")),
+    Mutant("a rate that lacks a seed chosen for a claim", "analysis/claims_arms.py", 'and planned <= set(measured["seed"])', "", (CLAIMS, "-k", "lacks_a_seed or diverged_in_one")),
+    Mutant("no edge for a claim's rates", "analysis/claims_arms.py", "if edge := flag_edge(rate, cell.tried):", 'if edge := "":', (CLAIMS, "-k", "edge")),
+    Mutant("an arm that climbs is evidence", "analysis/claims_arms.py", "if losses.mean() >= np.mean(starts):", "if False:", (CLAIMS, "-k", "climbs")),
+    Mutant("the largest model enters every claim", "analysis/claims_arms.py", "sizes[-1 if largest else 0]", "sizes[-1]", (CLAIMS, "-k", "memory_alone")),
+    Mutant("best rates unrefined", "analysis/claims_arms.py", "    if i in (0, len(x) - 1) or not", "    if True or not", (CLAIMS, "-k", "refined or parabola")),
+    Mutant("cosines are means, not roots of mean squares", "analysis/claims_probes.py", '((rows["value"] / rows["law"]) ** 2)', '(rows["value"] / rows["law"]).abs()', (CLAIMS, "-k", "root_of_scipys")),
+    Mutant("the best ratio stands for all", "analysis/claims_probes.py", "worst = max(", "worst = min(", (CLAIMS, "-k", "one_bad_ratio")),
+    Mutant("a cosine may rise with d", "analysis/claims_probes.py", '"cos^2", measure, said, BELOW_0)', '"cos^2", measure, said)', (CLAIMS, "-k", "does_not_fall")),
     Mutant("what runs wrote becomes markup", "analysis/report.py", "autoescape=True", "autoescape=False", (*REPORT, "-k", "markup")),
     # One run over several processes.
     Mutant("a direction evaluated by two ranks", "ranks.py", "start = rank * size + min(rank, larger)", "start = rank * size", PLACES),

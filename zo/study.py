@@ -94,6 +94,7 @@ class Workflow(BaseModel):
     probe_scopes: Words = Field(
         (), description="scopes of those runs' models that are probed; their own if none"
     )
+    claims: bool = Field(False, description="judge the paper's claims by the runs: claims.csv")
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ COMMANDS = (
     "analyze",
     "plot",
     "stats",
+    "claims",
     "report",
     "bench",
 )

@@ -44,6 +44,9 @@ COMMANDS = {
     "analyze": Command(reading.analyze, reading.add_analyze_flags, "summarize a folder of CSV logs"),
     "plot": Command(reading.plot, reading.add_plot_flags, "draw the figures of a folder of CSV logs"),
     "stats": Command(reading.stats, reading.add_stats_flags, "print the statistics of a folder of CSV logs"),
+    "claims": Command(
+        reading.claims, reading.add_claims_flags, "judge the paper's claims by a folder of CSV logs"
+    ),
     "report": Command(
         reading.report, reading.add_report_flags, "write the report of a folder of CSV logs: one HTML file"
     ),

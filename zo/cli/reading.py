@@ -1,4 +1,4 @@
-"""Commands that read finished logs: ``analyze``, ``plot``, ``stats``, ``report``."""
+"""Commands that read finished logs: ``analyze``, ``plot``, ``stats``, ``claims``, ``report``."""
 
 import json
 from pathlib import Path
@@ -114,6 +114,22 @@ def stats(options) -> int:
         only=_study_runs(options),
     )
     print(text, end="")
+    return 0
+
+
+def add_claims_flags(parser) -> None:
+    """Flags of ``zo claims``."""
+    _folder_flags(parser, "the table (default: claims.csv beside the logs, where the report looks for it)")
+    parser.add_argument("--format", default="text", help="text, md, csv, json or tex (default text)")
+
+
+def claims(options) -> int:
+    """Judge the paper's claims by a folder of CSV logs."""
+    from zo.analysis.claims import write_claims
+
+    out = options.out or options.folder.parent / "claims.csv"
+    runs, cost = _study_runs(options), _cost(options)
+    print(write_claims(options.folder, out, format=options.format, only=runs, backward_cost=cost), end="")
     return 0
 
 
