@@ -95,6 +95,9 @@ class Workflow(BaseModel):
         (), description="scopes of those runs' models that are probed; their own if none"
     )
     claims: bool = Field(False, description="judge the paper's claims by the runs: claims.csv")
+    probe_batches: Integer = Field(
+        4, ge=1, description="batches of each probe: its intervals narrow with their square root"
+    )
 
 
 @dataclass(frozen=True)

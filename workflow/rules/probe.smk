@@ -17,6 +17,7 @@ rule probe:
         mem_mb=lambda wildcards, attempt: 2 * run_memory_mb(wildcards, attempt),
     params:
         scopes=",".join(STUDY.workflow.probe_scopes),
+        batches=STUDY.workflow.probe_batches,
     shell:
-        "python -m zo probe $(dirname {input.outcome}) --at start,end --scopes '{params.scopes}'"
+        "python -m zo probe $(dirname {input.outcome}) --at start,end --scopes {params.scopes:q} --batches {params.batches}"
         " --gpus {resources.gpu} --threads {threads} --out {output} > {log} 2>&1"
