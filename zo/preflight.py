@@ -63,7 +63,7 @@ def jobs_at_once(cores: int, threads: int, gpus: int, gpus_per_run: int) -> int:
 def check_study(study: Study, means: Means) -> list[Finding]:
     """Look at everything; one finding each."""
     specs = _unfinished(study)
-    checks = [_check_packages(), *_check_corpora(study), _check_disk(Path(study.results), specs, means)]
+    checks = [_check_packages(), *_check_corpora(study), _check_disk(study, specs, means)]
     if means.local:
         checks += [_check_gpus(study, specs, means), _check_memory(specs, means, study.workflow.jobs_per_gpu)]
     return checks
@@ -125,10 +125,18 @@ def _largest(specs: Sequence[RunSpec]) -> int:
     return max((count_parameters(spec)[0] for spec in specs), default=0)
 
 
-def _check_disk(results: Path, specs: Sequence[RunSpec], means: Means) -> Finding:
-    """Final weights of every run, and the checkpoints (one more while it is written) of those at work."""
+def _check_disk(study: Study, specs: Sequence[RunSpec], means: Means) -> Finding:
+    """Final weights of every run, the checkpoints (one more while it is written) of those at work, and
+    weights that are kept for a probe, as if each were a checkpoint.
+    """
+    results, probed = Path(study.results), set(study.probed())
+    kept = sum(checkpoint_bytes(spec) for spec in specs if spec.name in probed)
     sizes = sorted(map(checkpoint_bytes, specs), reverse=True)
-    needed = sum(sizes) + (CHECKPOINTS_KEPT + 1) * sum(sizes[: means.jobs])
+    needed = (
+        len(study.workflow.probe_steps) * kept
+        + sum(sizes)
+        + (CHECKPOINTS_KEPT + 1) * sum(sizes[: means.jobs])
+    )
     # Those that are there already, of a sweep that goes on, take no more room.
     there = (path for spec in specs for path in (results / "runs" / spec.name).glob("checkpoints/step-*"))
     needed = max(0, needed - sum(path.stat().st_size for path in there))

@@ -59,7 +59,8 @@ def write_captions(reading: Reading) -> dict[str, Caption]:
         "probes": (
             "Estimates against the exact gradient",
             conclude(reading.tables["probes"]) if "probes" in reading.tables else [],
-            "Cosine, length and best rate against q, error of the slopes against eps, with their laws.",
+            "Cosine, length and best rate against q, error of the slopes against eps, with their laws: "
+            "a column of panels for each place in the runs.",
         ),
     }
     nothing = ["No finished run has what this figure needs."]
