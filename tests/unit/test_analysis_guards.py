@@ -41,8 +41,12 @@ def guards_of(folder):
     return {finding.guard: finding for finding in read_folder(folder).findings}
 
 
-def verdict_of(folder, mode="ZO"):
-    table = read_folder(folder).tables["answer"]
+EQUAL_PASSES = 15
+"""Forward passes for a backward one at which FO's 100 x (1 + 15) are the 100 x 2 x 8 of ZO."""
+
+
+def verdict_of(folder, mode="ZO", **options):
+    table = read_folder(folder, **options).tables["answer"]
     return table.loc[table["mode"] == mode, "verdict"].item()
 
 
@@ -67,11 +71,38 @@ def test_a_difference_that_seeds_drown_is_undecided(folder, tmp_path):
     assert "Verdict: undecided." in text
 
 
+def put_ahead(folder, mode="ZO", by=3.0):
+    for path in folder.glob(f"{mode}_*.csv"):
+        shift_losses(path, -by)
+
+
 def test_the_sign_of_a_verdict_follows_the_losses(folder):
     write_honest(folder)
-    for path in folder.glob("ZO_*.csv"):
-        shift_losses(path, -3.0)
-    assert verdict_of(folder) == "ZO ahead"
+    put_ahead(folder)
+    assert verdict_of(folder, backward_cost=EQUAL_PASSES) == "ZO ahead"
+
+
+def test_a_lead_at_equal_steps_that_more_passes_bought_does_not_stand(folder):
+    write_honest(folder)
+    assert verdict_of(folder) == "FO ahead"  # though ZO took more
+    put_ahead(folder)
+    assert verdict_of(folder) == "withheld: unequal budget"
+    assert guards_of(folder)["unequal budget"].message.endswith("; ahead with more passes: ZO over FO")
+
+
+def test_nor_does_fos_lead_over_a_method_that_took_fewer_passes(folder):
+    write_honest(folder)
+    assert verdict_of(folder, backward_cost=30) == "withheld: unequal budget"
+    put_ahead(folder)
+    assert verdict_of(folder, backward_cost=30) == "ZO ahead"
+
+
+def test_an_undecided_difference_is_no_lead_and_loses_nothing(folder):
+    write_honest(folder, noise=1.5)
+    for path in folder.glob("Random_*.csv"):
+        path.unlink()
+    assert verdict_of(folder) == "undecided"
+    assert set(guards_of(folder)) == {"unequal budget", "no control"}
 
 
 def test_a_verdict_rests_on_the_interval_that_counts_all_comparisons(folder):
@@ -133,6 +164,9 @@ def test_repeats_of_one_seed_are_no_seeds(folder):
 def test_a_missing_control_is_named(folder, gone, said):
     write_honest(folder, modes=tuple(set(RATES) - {gone}))
     assert guards_of(folder)["no control"].message.startswith(said)
+    assert verdict_of(folder, backward_cost=EQUAL_PASSES) == "FO ahead"
+    put_ahead(folder)
+    assert verdict_of(folder, backward_cost=EQUAL_PASSES) == "withheld: no control"
 
 
 def test_arms_at_no_equal_budget_get_no_verdict_and_the_numbers_are_said(folder):
@@ -185,6 +219,19 @@ def test_a_swapped_sign_is_noticed(folder):
     for path in folder.glob("FO_*.csv"):
         shift_losses(path, 0, scale=-1)
     assert "did not learn" in verdict_of(folder)  # a broken baseline is beaten by anything
+
+
+def test_a_method_that_noise_of_its_length_beats_is_not_ahead_of_anything(folder):
+    """Both have climbed, FO more: 'ZO ahead' would be true and worth nothing."""
+    write_honest(folder)
+    put_ahead(folder, "FO", -9)
+    put_ahead(folder, "ZO", -5)
+    assert "did not learn" in verdict_of(folder, backward_cost=EQUAL_PASSES)
+    put_ahead(folder, "FO", 7)  # below the untrained model again, above ZO's distance to it
+    assert verdict_of(folder, backward_cost=EQUAL_PASSES) == "FO ahead"
+    put_ahead(folder, "Random", 6)  # and noise ends lower than both
+    put_ahead(folder, "ZO", 6)
+    assert "did not learn" in verdict_of(folder, backward_cost=EQUAL_PASSES)
 
 
 def test_training_losses_are_not_taken_for_validation_losses(folder):
