@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 from browser import (
     SCHEMES,
+    SCREEN,
     WIDTHS,
     find_overflow,
     find_overlaps,
@@ -187,6 +188,24 @@ def test_no_error_no_overflow_no_overlap_and_enough_contrast(browser, page, widt
     assert find_overflow(browser) == []
     assert find_overlaps(browser) == []
     assert find_pale_text(browser) == []
+
+
+def test_guards_stand_beside_the_answer_on_the_first_screen_of_a_phone(browser, page):
+    show(browser, page, min(WIDTHS))
+    alarm = browser.find_element("css selector", "header .alarm.severe")
+    assert alarm.text.startswith("Guards raised: NOT TUNED")
+    bottom = browser.execute_script("return arguments[0].getBoundingClientRect().bottom", alarm)
+    assert bottom < SCREEN
+    alarm.find_element("css selector", "a").click()
+    assert browser.execute_script("return location.hash") == "#guards"
+
+
+def test_words_are_as_large_in_every_figure(browser, page):
+    show(browser, page)
+    scales = "return [...document.querySelectorAll('.picture img')].map((i) => i.width / i.naturalWidth)"
+    found = browser.execute_script(scales)
+    assert len(found) == len(FIGURES)
+    assert max(found) < 1.35 * min(found)
 
 
 def test_the_checks_of_the_page_see_what_they_look_for(browser, page, tmp_path):

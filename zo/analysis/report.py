@@ -26,6 +26,8 @@ EXTRAS = {"claims": "Claims"}
 """Tables that other commands leave beside summary.csv, shown where they are there: <name>.csv."""
 NUMBER = re.compile(r"([-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|inf))([kMG]?)(?=$|[\s/])")
 SUFFIXES = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}
+SHOWN = 0.55
+"""CSS pixels for a pixel of a figure: those of two panels are as wide as the page."""
 FILTERS = ("status", "mode", "scope", "q", "lr")
 
 
@@ -83,7 +85,7 @@ def render_report(reading: Reading) -> str:
         runs_table=lay_runs(reading),
         commands=[provenance.tell_command(reading.logs, run) for run in runs["run"]],
         targets=[provenance.name_target(reading.logs, run) for run in runs["run"]],
-        figures={name: (captions[name], encode(picture)) for name, picture in pictures.items()},
+        figures={name: (captions[name], encode(png), find_width(png)) for name, png in pictures.items()},
         extras=read_extras(reading),
         problems=lost.find_problems(reading.logs, runs) + lost.find_lost(reading.unfinished),
         settings=provenance.list_settings(reading.logs),
@@ -195,6 +197,11 @@ def read_extras(reading: Reading) -> dict[str, Table]:
         title: lay_frame(title, pd.read_csv(path, dtype=str, keep_default_na=False))
         for title, path in found.items()
     }
+
+
+def find_width(png: bytes) -> int:
+    """CSS pixels that a figure takes, so that words are as large in one of one panel as in one of two."""
+    return round(int.from_bytes(png[16:20], "big") * SHOWN)
 
 
 def encode(picture: bytes) -> str:
