@@ -169,7 +169,7 @@ def test_a_run_by_hand_is_the_run_that_the_sweep_would_make(trained, tmp_path):
 
 def test_the_machines_flags_reach_the_run(trained, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    flags = ["--device", "cpu", "--threads", "3", "--gpus", "0", "--results", "out"]
+    flags = ["--device", "cpu", "--threads", "3", "--gpus", "0", "--results", "out", "--keep-steps", "4,2"]
     assert main(["train", "--mode", "ZO", *flags]) == 0
     _, results, keywords = trained.pop()
     assert results == Path("out")
@@ -179,6 +179,7 @@ def test_the_machines_flags_reach_the_run(trained, monkeypatch):
         "ranks": ALONE,
         "replace": False,
         "keep": "checkpoint",
+        "keep_steps": (4, 2),
         "retry": False,
     }
     assert (os.environ["OMP_NUM_THREADS"], os.environ["CUDA_VISIBLE_DEVICES"]) == ("3", "")
@@ -389,6 +390,15 @@ def test_analyze_writes_the_summary_beside_the_folder_or_where_told_and_prints_i
     assert main(["analyze", str(logs), "--out", "elsewhere/deep", "--study", "study.yaml"]) == 0
     (row,) = read_rows(Path("elsewhere/deep/summary.csv"))
     assert row["run"] == STUDY_RUN
+
+
+def test_a_studys_backward_cost_counts_unless_the_flag_says_another(logs, capsys):
+    study = json.dumps(yaml.safe_load(Path("study.yaml").read_text()) | {"backward_cost": "3"})
+    for flags, cost in ((["--study", study], 3), (["--study", study, "--backward-cost", "4"], 4), ([], 2)):
+        assert main(["stats", str(logs), *flags]) == 0
+        assert f"a backward pass counts {cost};" in " ".join(capsys.readouterr().out.split())
+        assert main(["analyze", str(logs), *flags]) == 0
+        assert f"a backward pass counts {cost};" in " ".join(capsys.readouterr().out.split())
 
 
 def test_stats_prints_the_format_asked_for_of_the_studys_runs_alone(logs, capsys):
