@@ -29,7 +29,8 @@ A study file must give `study`, `modes`, `learning_rates` and exactly one length
 """
 
 AXIS_NOTE = """\
-An axis takes a value, a list, or a mapping from mode to either ([sweeps.md](sweeps.md)). The suffix stands
+An axis takes a value, a list, or a mapping from mode to either ([sweeps.md](sweeps.md)); `also` lists further
+grids of other axes or settings. The suffix stands
 in a run's name where the value differs from the default. "Read by" lists the modes that use the axis; in
 the runs of the other modes it is left at its default and multiplies nothing.
 """

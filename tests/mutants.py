@@ -42,6 +42,7 @@ SHARDS = (*ARCHITECTURES, "-k", "sides_and_shards")
 CHECKPOINT = ("tests/unit/test_checkpoint.py",)
 GPUS = ("tests/unit/test_gpus.py",)
 RECORD = ("tests/unit/test_record.py",)
+STUDY = ("tests/unit/test_study.py", "-k", "further or grids")
 METHODS = "tests/contract/test_methods.py"
 RANKS = "tests/contract/test_ranks.py"
 PLACES = ("tests/unit/test_places.py",)
@@ -398,7 +399,6 @@ MUTANTS = [
     Mutant("a lead that passes bought", "analysis/guards.py", "return leader if most[PASSES] > (1 + TOLERANCE) * least[PASSES] else None", "return None", (*GUARDS, "-k", "bought")),
     Mutant("FO's lead is never bought", "analysis/guards.py", 'most, least = (theirs, mine) if leader == "FO" else (mine, theirs)', "most, least = mine, theirs", (*GUARDS, "-k", "nor_does")),
     Mutant("a lead without a control", "analysis/guards.py", "yield Finding(\"no control\", scene.where, message, remedy, leads)", "yield Finding(\"no control\", scene.where, message, remedy)", (*GUARDS, "-k", "control")),
-    Mutant("a lead of what noise beats", "analysis/guards.py", "cost = scene.find_cost(row[\"mode\"]) if leads else ()", "cost = scene.find_cost(\"FO\") if row[\"mode\"] == \"FO\" else ()", (*GUARDS, "-k", "noise_of_its_length")),
     Mutant("an interval that holds 0 leads", "analysis/guards.py", 'return row["mode"] if row["minus_FO_high"] < 0 else None', 'return row["mode"] if row["minus_FO"] < 0 else None', (*GUARDS, "-k", "loses_nothing")),
     Mutant("kept weights lost with a kill", "loop.py", KEPT_FIRST, KEPT_LAST, (*KEPT, "-k", "killed")),
     Mutant("kept weights of the run before", "train.py", "        files.drop_kept()", "        pass", (*KEPT, "-k", "starts_over")),
@@ -424,6 +424,9 @@ MUTANTS = [
     Mutant("gradients weighed as if shares were equal", "replica.py", "(scale * weight * self._ranks.count)", "(scale / len(parts))", RANK_RUNS),
     Mutant("ranks resumed from the beginning", "train.py", "if orders.step is not None:", "if False:", (RANKS, "-k", "goes_on_with_other_numbers")),
     Mutant("no sign of life looked for", "heartbeat.py", "if now - self._heard > self._patience:", "if False:", (RANKS, "-k", "hung", "-m", "slow")),
+    Mutant("a further grid keeps the study's length too", "study.py", "if any(key in grid for key in LENGTHS):", "if False:", STUDY),
+    Mutant("of two specs of a name the first is taken", "study.py", "if runs.setdefault(spec.name, spec) != spec:", "if runs.setdefault(spec.name, spec) is None:", STUDY),
+    Mutant("runs outside the grids take the last one's settings", "study.py", "study = Study(workflow, runs, _common_settings(config))", "study = Study(workflow, runs, _common_settings(grid))", STUDY),
 ]  # fmt: skip
 
 
@@ -432,9 +435,10 @@ def run_tests(tests: tuple[str, ...], mutant: Mutant | None = None) -> tuple[int
     ignore = shutil.ignore_patterns("*.pyc", ".*")  # numba's machine code goes along: it takes 5 s to make
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
         os.chdir(folder)
-        for name in ("zo", "tests"):
+        for name in ("zo", "tests", "workflow"):
             shutil.copytree(ROOT / name, name, ignore=ignore)
-        shutil.copy(ROOT / "pyproject.toml", folder)
+        for name in ("pyproject.toml", "config.yaml"):
+            shutil.copy(ROOT / name, folder)
         if mutant:
             path = Path("zo", mutant.file)
             path.write_text(path.read_text().replace(mutant.old, mutant.new))

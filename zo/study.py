@@ -2,8 +2,9 @@
 
 import fnmatch
 import itertools
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -38,6 +39,14 @@ PLURAL = {
 RESERVED = ("cache", "csv_logs", "job_logs", "runs", "plots", "probes")
 """Folders of the default study, which no other study may be named like."""
 REQUIRED = ("study", "modes", "learning_rates")
+FURTHER = "also"
+"""Key of the further grids of a study: a list of mappings, each the study's own keys but for what it says."""
+
+GRID_KEYS = (
+    *(PLURAL.get(key, key) for key in AXES),
+    *(key for key in RunSpec.model_fields if key not in AXES),
+)
+"""Keys of one grid of runs: the axes and the settings that its runs share."""
 
 
 def _read_gpus(value: Any) -> Any:
@@ -161,12 +170,15 @@ def load_study(config: Mapping[str, Any]) -> Study:
         raise UserError(
             f"study: {workflow.study!r} is not allowed: results/ has a folder of that name already"
         )
-    settings = {k: v for k, v in config.items() if k in RunSpec.model_fields and k not in AXES}
     runs: dict[str, RunSpec] = {}
-    for cell in _expand(config):
-        spec = RunSpec.make(**settings, **cell)
-        runs.setdefault(spec.name, spec)
-    study = Study(workflow, runs, settings)
+    for grid in (config, *_further_grids(config)):
+        for cell in _expand(grid):
+            spec = RunSpec.make(**_common_settings(grid), **cell)
+            if runs.setdefault(spec.name, spec) != spec:
+                raise UserError(
+                    f"{FURTHER}: two grids give {spec.name} different settings: {_differ(spec, runs)}"
+                )
+    study = Study(workflow, runs, _common_settings(config))
     _check_probes(study)
     for dataset in study.caches().values():
         dataset.source().check()  # a corpus that can't be read is an error before any job
@@ -174,25 +186,50 @@ def load_study(config: Mapping[str, Any]) -> Study:
 
 
 def _check_probes(study: Study) -> None:
-    """Every scope and step that is to be probed is one that the probed runs have."""
+    """Every scope that is to be probed is one of every probed run, every step one of the longest."""
     workflow, probed = study.workflow, [study.runs[run] for run in study.probed()]
     if workflow.probe_steps and not probed:
         raise UserError("probe_steps: no run is probed: name runs with the key probe")
     for spec in probed:
         for scope in workflow.probe_scopes:
             validate_scope(scope, spec.model_size, spec.architecture)
-        beyond = [step for step in workflow.probe_steps if spec.max_steps and step > spec.max_steps]
-        if beyond:
-            raise UserError(f"probe_steps: {beyond[0]} is not allowed: {spec.name} ends at {spec.max_steps}")
+    longest = max((spec.max_steps or math.inf for spec in probed), default=0)
+    if beyond := [step for step in workflow.probe_steps if step > longest]:
+        raise UserError(f"probe_steps: {beyond[0]} is not allowed: no probed run goes beyond {longest}")
 
 
-def _check_keys(config: Mapping[str, Any]) -> None:
-    axis_keys = [PLURAL.get(key, key) for key in AXES]
-    common_keys = [key for key in RunSpec.model_fields if key not in AXES]
-    allowed = [*Workflow.model_fields, *axis_keys, *common_keys]
+def _common_settings(grid: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are one value for all runs of a grid."""
+    return {k: v for k, v in grid.items() if k in RunSpec.model_fields and k not in AXES}
+
+
+def _further_grids(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield each further grid, complete: one that gives a length takes the place of the study's."""
+    further = config.get(FURTHER) or ()
+    if not isinstance(further, list | tuple) or not all(isinstance(grid, Mapping) for grid in further):
+        raise UserError(f"{FURTHER}: {further!r} is not allowed: it must be a list of mappings, one a grid")
+    for grid in further:
+        _reject_unknown(grid, GRID_KEYS)
+        rest = {key: value for key, value in config.items() if key in GRID_KEYS}
+        if any(key in grid for key in LENGTHS):
+            rest = {key: value for key, value in rest.items() if key not in LENGTHS}
+        yield rest | dict(grid)
+
+
+def _differ(spec: RunSpec, runs: Mapping[str, RunSpec]) -> str:
+    """Say in which settings a run differs from the one of the same name."""
+    here, there = spec.model_dump(), runs[spec.name].model_dump()
+    return ", ".join(f"{key} {there[key]} and {here[key]}" for key in here if here[key] != there[key])
+
+
+def _reject_unknown(config: Mapping[str, Any], allowed: Sequence[str]) -> None:
     for key in config:
         if key not in allowed:
             raise UserError(f"unknown config key {key!r}: {suggest(key, allowed)}")
+
+
+def _check_keys(config: Mapping[str, Any]) -> None:
+    _reject_unknown(config, [*Workflow.model_fields, *GRID_KEYS, FURTHER])
     for key in REQUIRED:
         if config.get(key) is None:
             raise UserError(f"config key {key!r} is missing: a study file is complete in itself")

@@ -76,6 +76,59 @@ def test_frozen_is_one_run_per_scope_batch_size_and_seed_with_the_smallest_learn
     )
 
 
+def test_further_grids_are_the_studys_own_but_for_what_they_say():
+    runs = load(
+        modes=["FO", "ZO"],
+        scopes="full",
+        query_budgets=4,
+        log_interval=7,
+        also=[{"modes": "FO", "model_size": "1M", "max_steps": 2, "log_interval": 1}],
+    ).runs
+    assert {run: (spec.max_steps, spec.log_interval) for run, spec in runs.items()} == {
+        "FO_full_bs8_q0_lr1e-04": (3, 7),
+        "ZO_full_bs8_q4_lr1e-04": (3, 7),
+        "FO_full_bs8_q0_lr1e-04_size1M": (2, 1),
+    }
+
+
+def test_a_further_grids_length_takes_the_place_of_the_studys_own():
+    runs = load(query_budgets=4, also=[{"query_budgets": 1, "max_forwards": 64}]).runs
+    lengths = {spec.query_budget_q: (spec.max_steps, spec.max_forwards) for spec in runs.values()}
+    assert lengths == {4: (3, None), 1: (None, 64)}
+
+
+def test_a_run_that_two_grids_give_alike_is_one_run():
+    assert names(query_budgets=4, also=[{"query_budgets": [1, 4]}, {}]) == [
+        "ZO_reduced_bs8_q4_lr1e-04",
+        "ZO_reduced_bs8_q1_lr1e-04",
+    ]
+
+
+def test_a_run_outside_the_grids_has_the_studys_settings_whatever_the_further_ones_say():
+    study = load(also=[{"query_budgets": 7, "max_steps": 9}])
+    assert study.resolve("ZO_reduced_bs8_q7_lr1e-04").max_steps == 9
+    assert study.resolve("ZO_reduced_bs8_q6_lr1e-04").max_steps == 3
+
+
+@pytest.mark.parametrize(
+    ("also", "said"),
+    [
+        ({"modes": "FO"}, "also: {'modes': 'FO'} is not allowed: it must be a list of mappings, one a grid"),
+        (["FO"], "also: ['FO'] is not allowed: it must be a list of mappings, one a grid"),
+        ([{"model_sise": "1M"}], "unknown config key 'model_sise': did you mean 'model_size'?"),
+        ([{"threads": 2}], "unknown config key 'threads'"),
+        (
+            [{"max_steps": 9}],
+            "also: two grids give ZO_reduced_bs8_q1_lr1e-04 different settings: max_steps 3 and 9",
+        ),
+        ([{"max_steps": 9, "epochs": 1}], "a run's length is exactly one of"),
+    ],
+    ids=str,
+)
+def test_a_mistake_in_a_further_grid_is_one_line(also, said):
+    assert complaint(load, also=also).startswith(said)
+
+
 def test_an_axis_may_be_a_scalar_a_list_or_a_mapping_from_mode_with_a_default():
     modes = ["FO", "ZO", "Random"]
     runs = names(
@@ -318,7 +371,7 @@ def test_a_gpu_has_at_least_one_job():
         ({"probe_steps": [5]}, "probe_steps: no run is probed: name runs with the key probe"),
         (
             {"probe": "ZO*", "probe_steps": [11]},
-            "probe_steps: 11 is not allowed: ZO_reduced_",
+            "probe_steps: 11 is not allowed: no probed run goes beyond 10",
         ),
         ({"probe": "ZO*", "probe_steps": 0}, "probe_steps: 0 is not allowed"),
         ({"backward_cost": -1}, "backward_cost: -1 is not allowed"),

@@ -18,10 +18,12 @@ BROKEN, ZO, WILD = (
     for name in ("FO_full_bs2_q0_lr1e-01", "ZO_full_bs2_q2_lr1e-03", "ZO_full_bs2_q2_lr1e+10")
 )
 ENDS = {BROKEN: "crashed", ZO: "done", WILD: "diverged"}
+STEPS = 600
+"""So that a run trains for some seconds: a look from another process takes one or two."""
 WATCHED = {
     "modes": ["FO", "ZO"],
     "learning_rates": {"FO": "1e-1", "ZO": ["1e-3", "1e10"]},
-    "max_steps": 60,
+    "max_steps": STEPS,
     "log_interval": 1,
     "retries": 0,
 }
@@ -89,7 +91,7 @@ def test_a_running_run_is_seen_with_its_numbers_and_the_sweep_at_work(watched):
     running = [run for status in watched.seen for run in status["runs"] if run["state"] == "running"]
     told = [run for run in running if run["step"]]
     assert told
-    assert {run["total"] for run in told} == {60}
+    assert {run["total"] for run in told} == {STEPS}
     assert all(run["loss"] > 0 and run["peak_memory_mb"] > 100 for run in told if run["run"] != WILD)
     assert {status["at_work"] for status in watched.seen if status["counts"].get("running")} == {True}
     assert look(watched)["at_work"] is False
