@@ -404,7 +404,7 @@ MUTANTS = [
     Mutant("kept weights of the run before", "train.py", "        files.drop_kept()", "        pass", (*KEPT, "-k", "starts_over")),
     Mutant("places in the order of the flag", "probe_run.py", "places = sorted(set(places), key=place_order)", "places = list(places)", (*KEPT, "-k", "order")),
     Mutant("kept weights go before their probe", "prune.py", 'if kind == "kept":', "if False:", (*KEPT, "-k", "pruning")),
-    Mutant("a study's backward_cost unread", "cli/reading.py", "cost = study.workflow.backward_cost if study else 2.0", "cost = 2.0", ("tests/unit/test_cli.py", "-k", "backward")),
+    Mutant("a study's backward_cost unread", "cli/reading.py", "cost = study.workflow.backward_cost if study else 2.0", "cost = 2.0", (*REPORT, "-k", "backward")),
     Mutant("a divergence in part unsaid", "analysis/guards.py", "        if gone and left:", "        if False:", (*GUARDS, "-k", "in_part")),
     Mutant("a beaten point on the front", "analysis/pareto.py", "(best < lowest)", "(best <= lowest + 1)", PARETO),
     Mutant("memory that FO does not fit in", "analysis/curves.py", "<= SLACK * limit", "<= np.inf", (*PARETO, "-k", "must_fit")),

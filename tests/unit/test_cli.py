@@ -392,15 +392,6 @@ def test_analyze_writes_the_summary_beside_the_folder_or_where_told_and_prints_i
     assert row["run"] == STUDY_RUN
 
 
-def test_a_studys_backward_cost_counts_unless_the_flag_says_another(logs, capsys):
-    study = json.dumps(yaml.safe_load(Path("study.yaml").read_text()) | {"backward_cost": "3"})
-    for flags, cost in ((["--study", study], 3), (["--study", study, "--backward-cost", "4"], 4), ([], 2)):
-        assert main(["stats", str(logs), *flags]) == 0
-        assert f"a backward pass counts {cost};" in " ".join(capsys.readouterr().out.split())
-        assert main(["analyze", str(logs), *flags]) == 0
-        assert f"a backward pass counts {cost};" in " ".join(capsys.readouterr().out.split())
-
-
 def test_stats_prints_the_format_asked_for_of_the_studys_runs_alone(logs, capsys):
     study = json.dumps(yaml.safe_load(Path("study.yaml").read_text()))
     assert main(["stats", str(logs), "--format", "json", "--study", study, "--targets", "5.5,5"]) == 0

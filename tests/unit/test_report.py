@@ -171,6 +171,19 @@ def test_the_command_line_writes_it_in_two_ways(tmp_path, capsys):
     assert "must be 0 or more" in capsys.readouterr().err
 
 
+def test_a_studys_backward_cost_counts_unless_the_flag_says_another(tmp_path, capsys):
+    logs = tmp_path / "csv_logs"
+    run = {"modes": "ZO", "batch_sizes": 4, "query_budgets": 8, "learning_rates": 1e-4, "max_steps": 9}
+    write_run(logs, "ZO", q=8, lr=1e-4)
+    study = ["--study", json.dumps(run | {"study": "t", "backward_cost": "3"})]
+    for flags, cost in ((study, 3), ([*study, "--backward-cost", "4"], 4), ([], 2)):
+        for command in ("stats", "analyze"):
+            assert main([command, str(logs), *flags]) == 0
+            assert f"a backward pass counts {cost};" in " ".join(capsys.readouterr().out.split())
+        assert main(["report", str(logs), *flags]) == 0
+        assert f"a backward pass counts {cost};" in (tmp_path / "report.html").read_text()
+
+
 # --- in a browser --------------------------------------------------------------------------------
 
 
