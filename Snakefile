@@ -31,6 +31,7 @@ rule all:
         rules.summary.output,
         rules.plots.output,
         PROBES,
+        CLAIMS,
         rules.report.output,
         # Listed one by one so that a deleted log is made again.
         expand(rules.train.output, run=STUDY.runs),

@@ -52,16 +52,20 @@ MEMORY = "tests/contract/test_memory.py"
 REPLAY = "tests/contract/test_replay.py"
 PATH = (METHODS, "-k", "textbooks_path")
 LEDGER = (METHODS, "-k", "ledger")
+LAYERS = "tests/contract/test_layerwise.py"
 JOB = "tests/unit/test_job.py"
 STATUS = "tests/unit/test_status.py"
 ARCHIVE = "tests/unit/test_archive.py"
 PRUNE = ("tests/unit/test_prune.py",)
 KEPT = ("tests/unit/test_kept.py",)
+FORECAST, PACE = ("tests/unit/test_forecast.py",), ("tests/unit/test_pace.py",)
+MEASURE = ("tests/unit/test_measure.py",)
 FOOTPRINT = ("tests/unit/test_footprint.py", "-k", "job or epoch or ledger")
 INTERVALS = ("tests/unit/test_analysis_intervals.py",)
 GUARDS = ("tests/unit/test_analysis_guards.py",)
 PARETO = ("tests/unit/test_analysis_pareto.py",)
 REPORT = ("tests/unit/test_report.py",)
+CLAIMS = "tests/unit/test_claims.py"
 RESUME = (METHODS, "-k", "crashed and ZO")
 
 
@@ -293,7 +297,7 @@ MUTANTS = [
     Mutant("one base for all shards", "estimate.py", "base = objective.losses(rows[own.start : own.stop])", "base = objective.losses(None).expand(len(own))", SHARDS),
     Mutant("a shard counted as a whole batch", "estimate.py", "losses.numel() // q if sharded else losses.numel()", "losses.numel()", LEDGER),
     Mutant("a shard's cost not foreseen", "methods.py", "        if spec.shard_batch:  # each direction reads its own 1/q of the batch\n            return 2\n", "", LEDGER),
-    Mutant("rank not passed on", "methods.py", "state.parameters, spec.rank)", "state.parameters)", (*PATH[:2], "textbooks_path and rank")),
+    Mutant("rank not passed on", "step.py", "state.parameters, spec.rank)", "state.parameters)", (*PATH[:2], "textbooks_path and rank")),
     # The plan.
     Mutant("free memory ignored", "plan.py", "if free_bytes is not None:", "if False:", PLAN),
     Mutant("all of the free memory for logits", "plan.py", "int(FREE_SHARE * free_bytes)", "free_bytes", PLAN),
@@ -309,14 +313,31 @@ MUTANTS = [
     Mutant("backprop one step late", "methods.py", "if state.step % state.spec.bp_interval:\n            return super().step(state, batch, guide)\n        loss,", "if (state.step - 1) % state.spec.bp_interval:\n            return super().step(state, batch, guide)\n        loss,", (METHODS, "-k", "on_the_interval")),
     Mutant("Random descends along the estimate", "methods.py", "return estimate.replaced_by_noise(state.parameters)", "return estimate", (METHODS, "-k", "random_takes")),
     Mutant("blend is a sum", "methods.py", "(ours + exact) / 2", "ours + exact", (*PATH[:2], "textbooks_path and blend")),
-    Mutant("the same directions every step", "methods.py", "spec.seed, state.step, state.parameters", "spec.seed, 0, state.parameters", PATH),
-    Mutant("learning rate not passed on", "methods.py", "set_learning_rate(state.optimizers, state.learning_rate)", "pass", (*PATH[:2], "textbooks_path and bp_learning_rate")),
-    Mutant("the guide's data ignored", "methods.py", "_, gradient, passes = _backpropagate(state, guide)", "_, gradient, passes = _backpropagate(state, batch)", (METHODS, "-k", "other_corpus")),
-    Mutant("the guide's data ignored by Calibrate", "methods.py", "loss, gradient, passes = _backpropagate(state, guide)", "loss, gradient, passes = _backpropagate(state, batch)", (METHODS, "-k", "other_corpus")),
-    Mutant("backprop's forward pass not counted", "methods.py", "forward_passes=estimate.forward_passes + backward", "forward_passes=estimate.forward_passes", LEDGER),
+    Mutant("the same directions every step", "step.py", "spec.seed, state.step, state.parameters", "spec.seed, 0, state.parameters", PATH),
+    Mutant("learning rate not passed on", "step.py", "set_learning_rate(state.optimizers, state.learning_rate)", "pass", (*PATH[:2], "textbooks_path and bp_learning_rate")),
+    Mutant("the guide's data ignored", "methods.py", "_, gradient, passes = backpropagate_batch(state, guide)", "_, gradient, passes = backpropagate_batch(state, batch)", (METHODS, "-k", "other_corpus")),
+    Mutant("the guide's data ignored by Calibrate", "methods.py", "loss, gradient, passes = backpropagate_batch(state, guide)", "loss, gradient, passes = backpropagate_batch(state, batch)", (METHODS, "-k", "other_corpus")),
+    Mutant("backprop's forward pass not counted", "step.py", "forward_passes=estimate.forward_passes + backward", "forward_passes=estimate.forward_passes", LEDGER),
     Mutant("base loss not foreseen", "methods.py", 'if spec.sides == "two" else spec.query_budget_q + 1', 'if spec.sides == "two" else spec.query_budget_q', LEDGER),
     Mutant("ledger off by one", "estimate.py", "losses.mean().item(), cost, ", "losses.mean().item(), cost - 1, ", LEDGER),
     Mutant("tokens evaluated once a step", "ledger.py", "+= report.forward_passes * batch_tokens", "+= batch_tokens", LEDGER),
+    # The layer-wise modes.
+    Mutant("what was trained goes on", "run.py", "named = select_scope(model, phase.scope)", "named = select_scope(model, spec.scope)", (LAYERS, "-k", "never_again")),
+    Mutant("a block keeps its first weights", "run.py", "if phase.fresh:", "if False:", (LAYERS, "-k", "new_weights_of")),
+    Mutant("new weights of no seed", "run.py", "mix(spec.seed, block))", "mix(0, block))", (LAYERS, "-k", "new_weights_of")),
+    Mutant("new weights seed the global generator", "models.py", "_find_blocks(_initialise(type(model), config, seed))", "_find_blocks(torch.manual_seed(seed) and type(model)(config))", (METHODS, "-k", "global_generator and Layerwise")),
+    Mutant("optimizers live on in the next phase", "run.py", "state.optimizers = build_optimizers(", "state.optimizers = state.optimizers or build_optimizers(", (LAYERS, "-k", "new_optimizers")),
+    Mutant("one schedule for all phases", "run.py", "step, total = step - phase.first + 1, phase.last - phase.first + 1", "total = phase.last", (LAYERS, "-k", "warm_up")),
+    Mutant("the embedding at the blocks' rate", "methods.py", "        if not state.phase.fresh:\n            take_backprop_rate(state)\n", "", (LAYERS, "-k", "warm_up")),
+    Mutant("a phase ends one step late", "methods.py", "number = bisect_left(ends, step)", "number = bisect_left(ends, step - 1)", (LAYERS, "-k", "none_is_empty")),
+    Mutant("the embedding's parts ignored", "methods.py", "return spec.embedding_parts + spec.layers", "return 2 + spec.layers", (LAYERS, "-k", "none_is_empty or cannot_be_cut")),
+    Mutant("a phase without steps", "methods.py", "return Layerwise.cycle(spec)\n\n    @classmethod", "return 1\n\n    @classmethod", (LAYERS, "-k", "suffice or cannot_be_cut")),
+    Mutant("the blocks' passes foreseen for all phases", "methods.py", "return cls.blocks if phase.fresh else FO", "return cls.blocks", (LAYERS, "-k", "forecast")),
+    Mutant("the last step of a budget not foreseen", "spec.py", "bisect_right(range(1, cycle), left, key=cost)", "0", ("tests/unit/test_spec.py", "-k", "last_step_that_fits")),
+    Mutant("resumed in the first phase", "run.py", "        self.enter(max(1, checkpoint.step))  # whose optimizers' state it holds\n", "", (LAYERS, "-k", "killed_in_every")),
+    Mutant("resumed in the next step's phase", "run.py", "self.enter(max(1, checkpoint.step))", "self.enter(checkpoint.step + 1)", (LAYERS, "-k", "killed_in_every")),
+    Mutant("all of the model's gradient planned for", "footprint.py", "scopes = {method.phase(spec, step, cycle).scope for step in range(1, cycle + 1)}", "scopes = {spec.scope}", (LAYERS, "-k", "forecast")),
+    Mutant("ranks sum the first phase's gradients", "run.py", "state.replica = Replica(model, state.ranks)", "state.replica = state.replica or Replica(model, state.ranks)", (RANKS, "-k", "agree_to_rounding")),
     # The run.
     Mutant("labels not shifted in the trainer", "run.py", "blocks[:, 1:], PRECISIONS", "blocks[:, :-1], PRECISIONS", PATH),
     Mutant("dropout on", "models.py", "resid_pdrop=0.0", "resid_pdrop=0.1", (METHODS, "-k", "no_dropout")),
@@ -326,8 +347,8 @@ MUTANTS = [
     Mutant("stochastic rounding always down", "rounding.py", ".add_(bits.to(torch.int32))", "", ROUNDING),
     Mutant("one rounding for all steps", "rounding.py", "seed, step, ROUNDING)", "seed, 0, ROUNDING)", ROUNDING),
     Mutant("one rounding for all blocks", "rounding.py", "torch.empty_like(exact), 0, parameter, start)", "torch.empty_like(exact), 0, parameter)", ROUNDING),
-    Mutant("rounding asked for, not taken", "methods.py", "-state.learning_rate, store_)\n        return lambda: direction.norm", "-state.learning_rate)\n        return lambda: direction.norm", (METHODS, "-k", "in_bf16")),
-    Mutant("dense updates rounded by the optimizer", "methods.py", 'if state.spec.weights != "fp32":', "if False:", (METHODS, "-k", "in_bf16")),
+    Mutant("rounding asked for, not taken", "step.py", "-state.learning_rate, store_)\n        return lambda: direction.norm", "-state.learning_rate)\n        return lambda: direction.norm", (METHODS, "-k", "in_bf16")),
+    Mutant("dense updates rounded by the optimizer", "step.py", 'if state.spec.weights != "fp32":', "if False:", (METHODS, "-k", "in_bf16")),
     Mutant("validation by the run's block size", "run.py", "validation_blocks(spec.validation_block_size", "validation_blocks(spec.block_size", (METHODS, "-k", "validation_reads")),
     Mutant("optimizer state not resumed", "run.py", 'unpack_state(self.state.optimizers, tensors, checkpoint.state["optimizers"])', "pass", RESUME),
     Mutant("ledger not resumed", "run.py", 'self.ledger = Ledger(**checkpoint.state["ledger"])', "self.ledger.step = checkpoint.step", RESUME),
@@ -354,7 +375,7 @@ MUTANTS = [
     Mutant("a run that trains pruned", "prune.py", "yield False\n                return", "pass", PRUNE),
     Mutant("times packed", "archive.py", "info.mtime, info.mode = os.fstat(content.fileno()).st_size, EPOCH, 0o644", "info.mtime, info.mode = os.fstat(content.fileno()).st_size, os.fstat(content.fileno()).st_mtime, 0o644", (ARCHIVE, "-k", "same_bytes")),
     Mutant("links packed", "archive.py", "if path.is_file() and not hidden and not any(part.is_symlink() for part in on_the_way)", "if path.is_file() and not hidden", (ARCHIVE, "-k", "no_regular_file")),
-    Mutant("optimizer state not planned for", "footprint.py", " + FLOAT * states", "", ("tests/unit/test_footprint.py", "-k", "checkpoint")),
+    Mutant("optimizer state not planned for", "footprint.py", " + trained_at_once(spec) * FLOAT * states", "", ("tests/unit/test_footprint.py", "-k", "checkpoint")),
     Mutant("a full disk only warns", "preflight.py", "if needed > free and certain:", "if False:", ("tests/unit/test_preflight.py", "-k", "disk")),
     Mutant("type and shape not hashed", "checkpoint.py", 'f"{name} {tensor.dtype} {list(tensor.shape)}\\n"', 'f"{name}"', CHECKPOINT),
     # What ends an attempt, and what the next one makes of it.
@@ -372,13 +393,13 @@ MUTANTS = [
     Mutant("any folder is a run's", "record.py", '[A-Za-z0-9.+_-]*", self.run)', '.*", self.run)', RECORD),
     Mutant("Random replayed along its estimate", "replay.py", "METHODS[state.spec.mode]().direction(state, estimate)", "estimate", (REPLAY, "-k", "Random")),
     Mutant("replay without the schedule", "replay.py", 'line["step"], line["learning_rate"]', 'line["step"], state.spec.learning_rate', (REPLAY, "-k", "cosine")),
-    Mutant("backprop steps replayed", "replay.py", "if method.backward_passes(spec, step):", "if False:", (REPLAY, "-k", "backprop")),
+    Mutant("backprop steps replayed", "replay.py", "if method.backward_passes(spec, step, outcome[\"step\"]):", "if False:", (REPLAY, "-k", "backprop")),
     # What a cluster's job asks for.
     Mutant("a job's memory without a margin", "footprint.py", "MEMORY_MARGIN * own * spec.ranks + LAUNCHER_BYTES", "own", FOOTPRINT),
     Mutant("a GPU job's memory grows with the batch", "footprint.py", "    if gpus:\n        own = CUDA", "    if not gpus:\n        own = CUDA", FOOTPRINT),
     Mutant("a job's time ignores its GPUs' number", "footprint.py", "gpus * GPU_RATE or threads", "(GPU_RATE if gpus else 0) or threads", FOOTPRINT),
     Mutant("an epoch of a nominal corpus for ever", "footprint.py", "spec.epochs * corpus_tokens", "spec.epochs * NOMINAL_TOKENS", FOOTPRINT),
-    Mutant("a pass takes no time by itself", "footprint.py", "a_pass = PASS_S + spec", "a_pass = spec", FOOTPRINT),
+    Mutant("a pass takes no time by itself", "footprint.py", "(PASS_S + pass_work(spec) / rate)", "(pass_work(spec) / rate)", FOOTPRINT),
     # The analysis: what would win a comparison falsely.
     Mutant("seeds not paired", "analysis/intervals.py", "mean_interval(left[shared] - right[shared], confidence)", "mean_interval(np.sort(left[shared]) - np.sort(right[shared])[::-1], confidence)", (*INTERVALS, "-k", "paired")),
     Mutant("the sign of a difference", "analysis/intervals.py", "mean_interval(left[shared] - right[shared], confidence)", "mean_interval(right[shared] - left[shared], confidence)", (*INTERVALS, "-k", "paired")),
@@ -409,6 +430,27 @@ MUTANTS = [
     Mutant("a beaten point on the front", "analysis/pareto.py", "(best < lowest)", "(best <= lowest + 1)", PARETO),
     Mutant("memory that FO does not fit in", "analysis/curves.py", "<= SLACK * limit", "<= np.inf", (*PARETO, "-k", "must_fit")),
     Mutant("backward passes at no price", "analysis/curves.py", "+ backward_cost * frame", "+ 0 * frame", (*PARETO, "-k", "price")),
+    # The claims.
+    Mutant("a claim rests on one comparison's interval", "analysis/claims.py", "1 - (1 - LEVEL) / max(1, counts[claim.over])", "LEVEL", (CLAIMS, "-k", "scipys_paired")),
+    Mutant("a claim decided by two seeds", "analysis/claims.py", "MIN_SEEDS = 3", "MIN_SEEDS = 2", (CLAIMS, "-k", "fewer_than_three")),
+    Mutant("a claim's doubts unheard", "analysis/claims.py", "        doubts += comparison.doubts\n", "", (CLAIMS, "-k", "edge or climbs")),
+    Mutant("a claim judged without an arm", "analysis/claims.py", "doubts = [lacking] if lacking else []", "doubts = []", (CLAIMS, "-k", "one_scope_alone")),
+    Mutant("one interval inside is enough", "analysis/claims.py", "if not _is_inside(comparison, wide)]", "if not _is_inside(comparison, wide)][1:]", (CLAIMS, "-k", "holds_the_threshold")),
+    Mutant("equal tokens counted beside equal steps", "analysis/claims_rules.py", "stands_for=int(not alike)", "stands_for=1", (CLAIMS, "-k", "scipys_paired")),
+    Mutant("C5's sign", "analysis/claims_rules.py", "oppose(evidence, arms[-1], arms[0], STEPS, BELOW_0)", "oppose(evidence, arms[0], arms[-1], STEPS, BELOW_0)", (CLAIMS, "-k", "scipys_paired or every_claim")),
+    Mutant("C6 without its margin", "analysis/claims_rules.py", "VARIANCE_MARGIN = 0.05", "VARIANCE_MARGIN = 0.0", (CLAIMS, "-k", "margin")),
+    Mutant("ZO's phases need not have trained", "analysis/claims_rules.py", "what, budget, BELOW_0)", "what, budget)", (CLAIMS, "-k", "frozen_blocks")),
+    Mutant("a schedule cut short passes", "analysis/claims_rules.py", "budget.amount * SLACK < end.amount", "False", (CLAIMS, "-k", "cuts_short")),
+    Mutant("shares from ZO's side", "analysis/claims_compare.py", "(self.floor.losses - self.zo.losses) / (", "(self.zo.losses - self.fo.losses) / (", (CLAIMS, "-k", "share")),
+    Mutant("rates tuned at the end for any budget", "analysis/claims_arms.py", "return read_at(curves, runs, budget.column, budget.amount)", "return read_last(curves, runs)", (CLAIMS, "-k", "best_at_the_budget")),
+    Mutant("a rate that lacks a seed chosen for a claim", "analysis/claims_arms.py", 'and planned <= set(measured["seed"])', "", (CLAIMS, "-k", "lacks_a_seed or diverged_in_one")),
+    Mutant("no edge for a claim's rates", "analysis/claims_arms.py", "if edge := flag_edge(rate, cell.tried):", 'if edge := "":', (CLAIMS, "-k", "edge")),
+    Mutant("an arm that climbs is evidence", "analysis/claims_arms.py", "if losses.mean() >= np.mean(starts):", "if False:", (CLAIMS, "-k", "climbs")),
+    Mutant("the largest model enters every claim", "analysis/claims_arms.py", "sizes[-1 if largest else 0]", "sizes[-1]", (CLAIMS, "-k", "memory_alone")),
+    Mutant("best rates unrefined", "analysis/claims_arms.py", "    if i in (0, len(x) - 1) or not", "    if True or not", (CLAIMS, "-k", "refined or parabola")),
+    Mutant("cosines are means, not roots of mean squares", "analysis/claims_probes.py", '((rows["value"] / rows["law"]) ** 2)', '(rows["value"] / rows["law"]).abs()', (CLAIMS, "-k", "root_of_scipys")),
+    Mutant("the best ratio stands for all", "analysis/claims_probes.py", "worst = max(", "worst = min(", (CLAIMS, "-k", "one_bad_ratio")),
+    Mutant("a cosine may rise with d", "analysis/claims_probes.py", '"cos^2", measure, said, BELOW_0)', '"cos^2", measure, said)', (CLAIMS, "-k", "does_not_fall")),
     Mutant("what runs wrote becomes markup", "analysis/report.py", "autoescape=True", "autoescape=False", (*REPORT, "-k", "markup")),
     # One run over several processes.
     Mutant("a direction evaluated by two ranks", "ranks.py", "start = rank * size + min(rank, larger)", "start = rank * size", PLACES),
@@ -427,6 +469,28 @@ MUTANTS = [
     Mutant("a further grid keeps the study's length too", "study.py", "if any(key in grid for key in LENGTHS):", "if False:", STUDY),
     Mutant("of two specs of a name the first is taken", "study.py", "if runs.setdefault(spec.name, spec) != spec:", "if runs.setdefault(spec.name, spec) is None:", STUDY),
     Mutant("runs outside the grids take the last one's settings", "study.py", "study = Study(workflow, runs, _common_settings(config))", "study = Study(workflow, runs, _common_settings(grid))", STUDY),
+    Mutant("an embedding beside its head multiplies", "footprint.py", "- untied * embedding)", ")", FORECAST),
+    Mutant("a planned backward pass as one forward", "forecast.py", "BACKWARD_COST * passes[1])", "passes[1])", FORECAST),
+    Mutant("a crashed run planned as done", "forecast.py", 'get("status") in FINISHED', 'get("status")', FORECAST),
+    Mutant("made steps planned again", "forecast.py", "max(0, total - made)", "total", FORECAST),
+    Mutant("validations planned as free", "forecast.py", "equal_steps = steps + validations", "equal_steps = steps + 0 * validations", FORECAST),
+    Mutant("the shortest planned to start first", "forecast.py", "key=lambda job: -job[2]", "key=lambda job: job[2]", FORECAST),
+    Mutant("a job starts when the first of its slots is free", "forecast.py", "taken[-1] + seconds", "taken[0] + seconds", FORECAST),
+    Mutant("runs that share a GPU never hinder each other", "forecast.py", "run.seconds_high * sharing,", "run.seconds_high,", FORECAST),
+    Mutant("GPU-hours of ranks as of one GPU", "forecast.py", "run.seconds_high * run.devices", "run.seconds_high", FORECAST),
+    Mutant("an unbuilt corpus of no tokens", "forecast.py", "if spec.epochs and train_tokens is None:", "if False:", FORECAST),
+    Mutant("kept weights planned whatever the study keeps", "storage.py", "return kept.get(keep, checkpoint_bytes(spec))", "return checkpoint_bytes(spec)", FORECAST),
+    Mutant("finished weights planned for that a study drops", "preflight.py", "checkpoints_kept(spec, study.workflow.keep)", 'checkpoints_kept(spec, "checkpoint")', ("tests/unit/test_preflight.py", "-k", "disk")),
+    Mutant("coefficients planned as one number", "storage.py", "numbers = spec.query_budget_q *", "numbers = 1 *", FORECAST),
+    Mutant("a GPU planned with a CPU's finished runs", "pace.py", "return on_gpu == gpus and", "return", PACE),
+    Mutant("planned with finished runs of other threads", "pace.py", 'manifest.get("threads") == threads', "True", PACE),
+    Mutant("runs of any q are of one class", "pace.py", '"cosine_target",', '"cosine_target", "query_budget_q",', PACE),
+    Mutant("a class for each seed", "pace.py", '"seed",', "", PACE),
+    Mutant("a step's time told from what a user says though it was measured", "pace.py", "if key in self.measured:", "if key in self.measured and not self.flops:", PACE),
+    Mutant("launches of a pass for each direction in flight", "pace.py", "passes / members_in_flight(spec, device)", "passes", PACE),
+    Mutant("a utilization that is not used", "pace.py", "(utilization, utilization)", "(1.0, 1.0)", PACE),
+    Mutant("a rank timed with all directions", "measure.py", "-(-getattr(spec, key) // spec.ranks)", "getattr(spec, key)", MEASURE),
+    Mutant("a period timed by its backprop step", "measure.py", "((period - 1) * plain + take_step(period)) / period", "take_step(period)", MEASURE),
 ]  # fmt: skip
 
 

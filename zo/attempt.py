@@ -53,6 +53,15 @@ class Attempt:
         """Settings that must replace the spec's own: of the plan, or ``gradient_accumulation``."""
         return self.reductions[-1]["settings"] if self.reductions else {}
 
+    @property
+    def plan(self) -> dict[str, Any]:
+        """How the attempts before laid out their evaluations: memory was free then that may not be now.
+
+        Empty for a first attempt.
+        """
+        keys = ("plan", "parallel_batch_size")
+        return {key: getattr(self._effective, key) for key in keys} if self._effective else {}
+
     def begin(self, effective: RunSpec | None = None) -> None:
         """Put on disk that an attempt is under way, with these settings as far as they are decided."""
         self._effective = effective or self._effective

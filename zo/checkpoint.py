@@ -9,19 +9,29 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
-from zo.files import make_folder, write_aside
+from zo.files import make_folder, open_aside
 
+Tensors = dict[str, torch.Tensor]
 KEPT = 2
 """The newest, and the one before it in case the newest is damaged."""
+
+TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+}
+"""Names in the format of what weights and optimizers' state may be."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Named tensors on the CPU, and a JSON-able state beside them."""
+    """Named tensors, and a JSON-able state beside them."""
 
     step: int
     tensors: dict[str, torch.Tensor]
@@ -44,19 +54,46 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write one file, whole or not at all."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     header = json.dumps({"step": checkpoint.step, "state": checkpoint.state}, sort_keys=True)
-    metadata = {"zo": header, "sha256": _checksum(header, tensors)}
-    write_aside(path, save(tensors, metadata=metadata))
+    metadata = {"zo": header, "sha256": _checksum(header, checkpoint.tensors)}
+    write_tensors(path, checkpoint.tensors, metadata)
+
+
+def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all, one tensor after the other.
+
+    The library's ``save`` makes two copies of all of them in memory; its ``save_file`` leaves files of its
+    own behind when it is killed, and makes ones that nobody but their owner may read. The format:
+    https://huggingface.co/docs/safetensors.
+    """
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # numbers stay aligned
+    header, end = {"__metadata__": metadata or {}}, 0
+    for name in order:
+        start, end = end, end + tensors[name].nbytes
+        kind, shape = TYPES[tensors[name].dtype], list(tensors[name].shape)
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open_aside(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            file.write(_bytes_of(tensors[name]))
+
+
+def _bytes_of(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def load_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole checkpoint, if any, and a line for each damaged one that was passed over."""
+    """The newest whole checkpoint, if any, and a line for each damaged one that was passed over.
+
+    Raises OSError where one cannot be read at all: a file server's bad moment must not cost a run its steps.
+    """
     complaints = []
     for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
         try:
             return read_checkpoint(path), complaints
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
+        except (SafetensorError, ValueError, KeyError) as error:
             complaints.append(f"{path} is damaged ({error!r}): using the one before it")
     return None, complaints
 
@@ -79,7 +116,6 @@ def digest(tensors: dict[str, torch.Tensor]) -> str:
     """Hash of names, types, shapes and values, wherever the tensors are."""
     hasher = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu()
-        hasher.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        hasher.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        hasher.update(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}\n".encode())
+        hasher.update(_bytes_of(tensors[name]))
     return hasher.hexdigest()

@@ -10,7 +10,7 @@ import psutil
 
 from zo.corpus import Source, find_source
 from zo.errors import UserError
-from zo.gpus import visible_gpus
+from zo.gpus import choose_gpus, visible_gpus
 from zo.preflight import Means, check_study, jobs_at_once, required_packages
 from zo.record import installed_version
 from zo.study import Study, read_study
@@ -93,8 +93,9 @@ def _print_devices() -> None:
 
 def _print_preflight(study: Study) -> list[str]:
     """Print what the workflow would find before the study's first run; its failures."""
-    cores, gpus, flow = len(os.sched_getaffinity(0)), len(visible_gpus()), study.workflow
-    findings = check_study(study, Means(jobs_at_once(cores, flow.threads, gpus, flow.gpus_per_run), gpus))
+    cores, flow = len(os.sched_getaffinity(0)), study.workflow
+    slots = len(choose_gpus(flow.gpus)) * flow.jobs_per_gpu
+    findings = check_study(study, Means(jobs_at_once(cores, flow.threads, slots, flow.gpus_per_run), slots))
     for finding in findings:
         print(finding)
     return [f"{finding.what}: {finding.text}" for finding in findings if finding.level == "failure"]

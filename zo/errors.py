@@ -12,12 +12,18 @@ class UserError(ValueError):
     """A value that someone can correct; the message names it, and what is allowed instead."""
 
 
+FEW = 20
+"""Names that one can read in a line: more are listed only where none is near."""
+
+
 def suggest(value: object, allowed: Iterable[str]) -> str:
-    """Say what is allowed instead of ``value``: the nearest match first, then all of them."""
+    """Say what is allowed instead of ``value``: the nearest match first, then all of them if they are few."""
     names = [str(name) for name in allowed]
     by_lowercase = {name.lower(): name for name in names}
     near = get_close_matches(str(value).lower(), by_lowercase, n=1)
     hint = f"did you mean {by_lowercase[near[0]]!r}? " if near else ""
+    if hint and len(names) > FEW:
+        return hint.strip()
     return f"{hint}allowed: {', '.join(names)}"
 
 

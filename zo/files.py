@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from zo.causes import MACHINE_ERRORS
 from zo.errors import UserError
 
 
@@ -58,10 +59,15 @@ def read_json(path: Path) -> dict:
 
 
 def make_folder(path: Path) -> Path:
-    """Make a folder that can be written to. Raises UserError where it can't be."""
+    """Make a folder that can be written to.
+
+    Raises UserError where it can't be, OSError where the disk is full or failed, which may pass.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if error.errno in MACHINE_ERRORS:
+            raise
         raise UserError(f"results folder {path} cannot be made: {error.strerror}: choose another") from None
     if not os.access(path, os.W_OK):
         raise UserError(f"results folder {path} is not writable: choose another or change its permissions")

@@ -1,4 +1,4 @@
-"""What a run will take, told from its spec alone: parameters, checkpoint, memory, relative work.
+"""What a run will take, told from its spec alone: parameters, checkpoint, memory, passes, work.
 
 The counts are exact (tests/unit/test_footprint.py builds the models); memory is an estimate. Nothing here
 imports torch: the workflow asks before its first run.
@@ -13,8 +13,6 @@ from zo.spec import RunSpec
 
 FLOAT = 4
 """Bytes: all but weights that a run asks to have in bf16 is fp32."""
-CHECKPOINTS_KEPT = 2
-"""checkpoint.KEPT, which would bring torch along."""
 PROCESS_BYTES = 420 * 2**20
 """Of a training process before its model: Python, torch, transformers. Measured: 400 MiB resident."""
 STATES = {"sgd": 0, "adam": 2, "adamw": 2, "muon": 2, "mudamw": 2}
@@ -34,9 +32,13 @@ LAUNCHER_BYTES = 600 * 2**20
 study of 1 run, 270 for 10,000."""
 MEMORY_MARGIN = 1.5
 """What a cluster is asked for over the estimate, which lay up to 23 % under the measured peaks."""
+BACKWARD_COST = 2
+"""Forward passes that a backward pass counts as."""
+MEASURED_THREAD_RATES = (1.3e10, 2.8e10)
+"""Tokens x parameters that a CPU thread puts through forward passes in a second: 100k model, 20M."""
 THREAD_RATE, GPU_RATE = 5e9, 5e11
-"""Tokens x parameters that a CPU thread or a GPU puts through forward passes in a second, low on purpose: a
-time limit must not be missed. Measured: 1.3e10 a thread (100k model), 2.8e10 (20M). No GPU: 1 TFLOP/s."""
+"""The same of a thread and of a GPU (1 TFLOP/s; none was measured), low on purpose: a time limit must not be
+missed."""
 PASS_S = 0.01
 """A pass takes at least so long, on a GPU launching its kernels."""
 FLOOR_MINUTES = 30
@@ -62,6 +64,8 @@ def count_parameters(spec: RunSpec) -> tuple[int, int]:
             return total, (2 * shape.layers + 1) * norm
         case "block":
             return total, block
+        case "embedding":
+            return total, total - shape.layers * block
         case "head":
             return total + embedding, embedding  # untied: the head is a copy of its own
     return total + embedding, embedding + mlp + norm
@@ -83,10 +87,19 @@ _PARTS = {"gpt2": _gpt2_parts, "llama": _llama_parts}
 def checkpoint_bytes(spec: RunSpec) -> int:
     """Of one checkpoint: the trained parameters and the optimizer's state for each of them."""
     states = max(STATES[spec.optimizer], int(spec.momentum > 0)) if METHODS[spec.mode].uses else 0
-    return count_parameters(spec)[1] * (_weight_bytes(spec) + FLOAT * states)
+    return count_parameters(spec)[1] * weight_bytes(spec) + trained_at_once(spec) * FLOAT * states
 
 
-def _weight_bytes(spec: RunSpec) -> int:
+def trained_at_once(spec: RunSpec) -> int:
+    """Parameters of a run's largest phase: no gradient and no optimizer's state is of more."""
+    method = METHODS[spec.mode]
+    cycle = method.cycle(spec)
+    scopes = {method.phase(spec, step, cycle).scope for step in range(1, cycle + 1)}
+    return max(count_parameters(spec.model_copy(update={"scope": scope}))[1] for scope in scopes)
+
+
+def weight_bytes(spec: RunSpec) -> int:
+    """Of one stored number of a matrix."""
     return FLOAT if spec.weights == "fp32" else 2
 
 
@@ -97,21 +110,21 @@ def memory_bytes(spec: RunSpec, device: str = "cpu") -> int:
     logits' inputs per layer: an estimate to plan with, not a bound.
     """
     total, trained = count_parameters(spec)
-    dense = trained if needs_dense_gradient(spec) else 0
+    dense = trained_at_once(spec) if needs_dense_gradient(spec) else 0
     shape = model_shape(spec.model_size, spec.architecture)
     dense *= 2 if spec.ranks > 1 and uses_backprop(spec.mode) else 1  # DDP holds a copy to send
-    members = _members(spec, device)
+    members = members_in_flight(spec, device)
     tokens = members * max(
         spec.batch_size * spec.block_size // spec.gradient_accumulation,
         min(spec.batch_size, spec.validation_blocks) * spec.validation_block_size // members,
     )
     logits = LOGIT_COPIES * tokens * vocabulary(spec)
     activations = tokens * shape.layers * (4 * shape.width + 2 * shape.inner)
-    frozen = _weight_bytes(spec) * (total - trained)
+    frozen = weight_bytes(spec) * (total - trained)
     return PROCESS_BYTES + checkpoint_bytes(spec) + frozen + FLOAT * (dense + logits + activations)
 
 
-def _members(spec: RunSpec, device: str) -> int:
+def members_in_flight(spec: RunSpec, device: str) -> int:
     """Copies of the batch in one forward pass: directions in flight, both signs."""
     if not spec.query_budget_q:
         return 1
@@ -122,25 +135,52 @@ def _members(spec: RunSpec, device: str) -> int:
     return signs * plan.directions_in_flight if plan.kind == "parallel" else 1
 
 
+def passes_per_step(spec: RunSpec) -> tuple[float, float]:
+    """Forward and backward passes of a step; the mean over the method's cycle."""
+    method = METHODS[spec.mode]
+    cycle = method.cycle(spec)
+    steps = range(1, cycle + 1)
+    forwards = sum(method.forward_passes(spec, step, cycle) for step in steps)
+    return forwards / cycle, sum(method.backward_passes(spec, step, cycle) for step in steps) / cycle
+
+
 def count_passes(spec: RunSpec, corpus_tokens: float = NOMINAL_TOKENS) -> float:
     """Forward passes of a run's whole batch, to its end; a backward pass counts as two."""
-    method, period = METHODS[spec.mode], spec.bp_interval or 1
-    steps = range(1, period + 1)
-    forwards = sum(method.forward_passes(spec, step) for step in steps) / period
-    passes = forwards + 2 * sum(method.backward_passes(spec, step) for step in steps) / period
+    forwards, backwards = passes_per_step(spec)
+    passes = forwards + BACKWARD_COST * backwards
     if spec.max_forwards:
         return spec.max_forwards / forwards * passes
     batch = spec.batch_size * spec.block_size
     return (spec.max_steps or (spec.max_tokens or spec.epochs * corpus_tokens) / batch) * passes
 
 
-def relative_cost(spec: RunSpec) -> float:
-    """Predicted work of a run, comparable within a study: its passes, each for its tokens and for being one.
+def pass_work(spec: RunSpec) -> float:
+    """Tokens x parameters of one forward pass of the batch. Twice that are its FLOPs, attention's own apart.
 
-    Ranks share the passes. A length in epochs is of a corpus of NOMINAL_TOKENS.
+    The parameters are those that each token is multiplied with: an embedding beside its own head is not.
     """
-    a_pass = spec.batch_size * spec.block_size * count_parameters(spec)[0] + PASS_OVERHEAD
-    return count_passes(spec) * a_pass / min(spec.ranks, spec.query_budget_q or spec.ranks)
+    embedding = vocabulary(spec) * model_shape(spec.model_size, spec.architecture).width
+    untied = parse_scope(spec.scope).kind in ("head", "reduced")
+    return spec.batch_size * spec.block_size * (count_parameters(spec)[0] - untied * embedding)
+
+
+def sharing_ranks(spec: RunSpec) -> int:
+    """Ranks that have a part of a step's passes: no more than there are directions."""
+    return min(spec.ranks, spec.query_budget_q or spec.ranks)
+
+
+def step_work(spec: RunSpec) -> float:
+    """Predicted work of a step, for one rank: its passes, each for its tokens and for being one."""
+    forwards, backwards = passes_per_step(spec)
+    return (forwards + BACKWARD_COST * backwards) * (pass_work(spec) + PASS_OVERHEAD) / sharing_ranks(spec)
+
+
+def relative_cost(spec: RunSpec) -> float:
+    """Predicted work of a run, as ``step_work`` counts it, comparable within a study.
+
+    A length in epochs is of a corpus of NOMINAL_TOKENS.
+    """
+    return count_passes(spec) * (pass_work(spec) + PASS_OVERHEAD) / sharing_ranks(spec)
 
 
 def job_memory_mb(spec: RunSpec, gpus: int) -> int:
@@ -159,5 +199,4 @@ def job_memory_mb(spec: RunSpec, gpus: int) -> int:
 def job_minutes(spec: RunSpec, gpus: int, threads: int, corpus_tokens: float = NOMINAL_TOKENS) -> int:
     """Minutes that a run's job asks a cluster for, from rates that it should beat (THREAD_RATE, GPU_RATE)."""
     passes, rate = count_passes(spec, corpus_tokens), gpus * GPU_RATE or threads * THREAD_RATE
-    a_pass = PASS_S + spec.batch_size * spec.block_size * count_parameters(spec)[0] / rate
-    return FLOOR_MINUTES + math.ceil(passes * a_pass / 60)
+    return FLOOR_MINUTES + math.ceil(passes * (PASS_S + pass_work(spec) / rate) / 60)

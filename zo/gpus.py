@@ -34,15 +34,20 @@ def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
 def choose_gpus(wanted: str | Sequence[str], environment: Mapping[str, str] = os.environ) -> list[str]:
     """The ids for a study's key ``gpus``: ``auto`` is all visible ones, ``none`` the CPU, else those named.
 
-    Raises UserError for one that the environment or the machine does not show. Where neither says anything,
-    the names are taken as given.
+    Raises UserError for one that the environment or the machine does not show. No GPU where the environment
+    hides all of them.
     """
     if wanted == "none":
         return []
     visible = visible_gpus(environment)
     if wanted == "auto" or environment.get("CUDA_VISIBLE_DEVICES") in ("", "-1", "none"):
         return visible
-    lost = [name for name in wanted if visible and name not in visible]
+    lost = [name for name in wanted if name not in visible]
+    if lost and not visible:
+        raise UserError(
+            f"gpus: {lost[0]!r} is asked for, but nvidia-smi shows no GPU here: take auto or none, or set "
+            f"CUDA_VISIBLE_DEVICES={','.join(wanted)} where it is not installed"
+        )
     if lost:
         raise UserError(f"gpus: {lost[0]!r} is not among the visible ones: {', '.join(visible)}")
     return list(wanted)

@@ -5,7 +5,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
-from zo.methods import StepReport
+from zo.step import StepReport
 
 
 @dataclass

@@ -16,9 +16,10 @@ from zo.causes import RankLost
 from zo.checkpoint import checkpoint_path, save_checkpoint, write_checkpoint
 from zo.files import make_folder
 from zo.ledger import peak_memory_mb
-from zo.methods import METHODS, StepReport
+from zo.methods import METHODS
 from zo.record import Logs, RunFiles
 from zo.run import Run
+from zo.step import StepReport
 
 log = logging.getLogger("zo")
 

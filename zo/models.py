@@ -3,6 +3,8 @@
 transformers takes seconds to import, so only the functions that need it import it.
 """
 
+import copy
+
 import torch
 from torch import nn
 
@@ -88,16 +90,33 @@ def build_model(
     and eval() are the same function.
     """
     config = model_config(size, architecture, vocab_size)
-    # Not torch.manual_seed: that would seed the accelerators' generators too, and fork_rng(devices=[])
-    # puts back the CPU's alone.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        model = _model_class(architecture)(config)
+    model = _initialise(_model_class(architecture), config, seed)
     model.loss_type = "ForCausalLM"  # what GPT-2 chooses by itself when given labels, after a warning
     _cast_parameters(model, dtype, least_dimensions=2 if matrices_alone else 0)
     if gradient_checkpointing:
         checkpoint_activations(model)
     return model.to(device).train()
+
+
+def _initialise(model_class: type, config, seed: int) -> nn.Module:
+    # Not torch.manual_seed: that would seed the accelerators' generators too, and fork_rng(devices=[])
+    # puts back the CPU's alone.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return model_class(config)
+
+
+@torch.no_grad()
+def redraw_block(model: nn.Module, block: int, seed: int) -> None:
+    """Give a block, by its index from 0, the random weights that ``build_model`` would draw from ``seed``.
+
+    They are those of a model with a vocabulary of 1, drawn as at the start: on the CPU, in fp32.
+    """
+    config = copy.deepcopy(model.config)
+    config.vocab_size, config.dtype = 1, torch.float32
+    drawn = _find_blocks(_initialise(type(model), config, seed))[block]
+    for parameter, weights in zip(_find_blocks(model)[block].parameters(), drawn.parameters(), strict=True):
+        parameter.copy_(weights)
 
 
 def checkpoint_activations(model: nn.Module) -> None:
@@ -139,10 +158,17 @@ def select_scope(model: nn.Module, scope: str) -> list[tuple[str, nn.Parameter]]
     check_block(parsed, len(_find_blocks(model)))
     if parsed.kind in ("reduced", "head"):
         untie_head(model)
-    chosen = {id(parameter) for module in _scope_modules(model, parsed) for parameter in module.parameters()}
+    chosen = {id(parameter) for parameter in _scope_parameters(model, parsed)}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in chosen)
     return [(name, parameter) for name, parameter in model.named_parameters() if id(parameter) in chosen]
+
+
+def _scope_parameters(model: nn.Module, scope: Scope) -> list[nn.Parameter]:
+    if scope.kind == "embedding":  # all that no block has: a tied head, positions and the last norm too
+        inside = {id(parameter) for parameter in _find_blocks(model).parameters()}
+        return [parameter for parameter in model.parameters() if id(parameter) not in inside]
+    return [parameter for module in _scope_modules(model, scope) for parameter in module.parameters()]
 
 
 def _scope_modules(model: nn.Module, scope: Scope) -> list[nn.Module]:

@@ -206,7 +206,9 @@ def cautious_mask(direction: Tensor, gradient: Tensor) -> Tensor:
 
 
 def pack_state(optimizers: list[Optimizer]) -> tuple[dict[str, Tensor], dict]:
-    """Copy all state: CPU tensors named ``<optimizer>.<parameter>.<key>`` for safetensors, and plain JSON.
+    """Name all state: tensors ``<optimizer>.<parameter>.<key>`` for safetensors, and plain JSON.
+
+    The tensors are the optimizers' own, not copies.
 
     Parameters are numbered in the order given to :func:`build_optimizers`. The JSON has each group's
     learning rate and whatever state is not a tensor; other settings are the run spec's to bring back.
@@ -217,7 +219,7 @@ def pack_state(optimizers: list[Optimizer]) -> tuple[dict[str, Tensor], dict]:
         for j, parameter in enumerate(_parameters(optimizer)):
             for key, value in optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
-                    tensors[f"{i}.{j}.{key}"] = value.detach().to("cpu", copy=True).contiguous()
+                    tensors[f"{i}.{j}.{key}"] = value.detach()
                 else:
                     scalars["state"][f"{i}.{j}.{key}"] = value
     return tensors, scalars

@@ -17,11 +17,12 @@ from rich.filesize import decimal
 
 from zo.errors import UserError
 from zo.files import read_json
-from zo.footprint import CHECKPOINTS_KEPT, checkpoint_bytes, count_parameters, memory_bytes
+from zo.footprint import count_parameters, memory_bytes
 from zo.job import append_event
 from zo.machine import read_gpus
 from zo.record import FINISHED, installed_version
 from zo.spec import RunSpec
+from zo.storage import checkpoints_at_work, checkpoints_kept
 from zo.study import Study
 
 SLOW_PARAMETERS = 50e6
@@ -62,7 +63,7 @@ def jobs_at_once(cores: int, threads: int, gpus: int, gpus_per_run: int) -> int:
 
 def check_study(study: Study, means: Means) -> list[Finding]:
     """Look at everything; one finding each."""
-    specs = _unfinished(study)
+    specs = unfinished(study)
     checks = [_check_packages(), *_check_corpora(study), _check_disk(study, specs, means)]
     if means.local:
         checks += [_check_gpus(study, specs, means), _check_memory(specs, means, study.workflow.jobs_per_gpu)]
@@ -81,7 +82,8 @@ def preflight(study: Study, means: Means) -> None:
         raise UserError("; ".join(failures))
 
 
-def _unfinished(study: Study) -> list[RunSpec]:
+def unfinished(study: Study) -> list[RunSpec]:
+    """The runs that a sweep would still make or repeat."""
     runs = Path(study.results) / "runs"
     outcomes = {run: read_json(runs / run / "outcome.json").get("status") for run in study.runs}
     return [spec for run, spec in study.runs.items() if outcomes[run] not in FINISHED]
@@ -126,23 +128,20 @@ def _largest(specs: Sequence[RunSpec]) -> int:
 
 
 def _check_disk(study: Study, specs: Sequence[RunSpec], means: Means) -> Finding:
-    """Final weights of every run, the checkpoints (one more while it is written) of those at work, and
-    weights that are kept for a probe, as if each were a checkpoint.
+    """What every run keeps of its weights, with those that are kept for a probe, and the checkpoints of those
+    at work.
     """
     results, probed = Path(study.results), set(study.probed())
-    kept = sum(checkpoint_bytes(spec) for spec in specs if spec.name in probed)
-    sizes = sorted(map(checkpoint_bytes, specs), reverse=True)
-    needed = (
-        len(study.workflow.probe_steps) * kept
-        + sum(sizes)
-        + (CHECKPOINTS_KEPT + 1) * sum(sizes[: means.jobs])
-    )
+    needed = sum(checkpoints_kept(spec, study.workflow.keep) for spec in specs)
+    needed += checkpoints_at_work(specs, means.jobs)
+    kept = sum(checkpoints_kept(spec, "weights") for spec in specs if spec.name in probed)
+    needed += len(study.workflow.probe_steps) * kept
     # Those that are there already, of a sweep that goes on, take no more room.
     there = (path for spec in specs for path in (results / "runs" / spec.name).glob("checkpoints/step-*"))
     needed = max(0, needed - sum(path.stat().st_size for path in there))
     folder = next(folder for folder in (results, *results.parents) if folder.exists())
     free = shutil.disk_usage(folder).free
-    text = f"checkpoints of {len(sizes)} runs take {decimal(int(needed))}, {decimal(free)} free in {results}"
+    text = f"checkpoints of {len(specs)} runs take {decimal(int(needed))}, {decimal(free)} free in {results}"
     return _weigh("disk", needed, free, text)
 
 

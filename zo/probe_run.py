@@ -121,7 +121,7 @@ def _final_weights(run: Run, files: RunFiles) -> dict[str, torch.Tensor]:
     """Those that the run kept, or those that its scalars give."""
     if files.final.exists():
         return _read_weights(files.final)
-    if METHODS[run.spec.mode].backward_passes(run.spec, 1) == 0:
+    if METHODS[run.spec.mode].backward_passes(run.spec, 1, run.total) == 0:
         return replay(files.folder).weights
     raise UserError(f"{files.folder} has no final weights: probe its start, or repeat it with --keep weights")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from zo.errors import UserError, suggest
 from zo.files import read_json, try_hold
-from zo.record import FINISHED, RunFiles
+from zo.record import FINISHED, RunFiles, list_runs
 from zo.sweep_record import is_at_work
 
 KINDS = {
@@ -42,7 +42,7 @@ def prune(
     ``keep`` names kinds or runs, with shell wildcards; ``also`` kinds of ON_REQUEST. Raises UserError for a
     word of ``keep`` that names neither, and where there are no runs.
     """
-    runs = sorted(path.name for path in (results / "runs").glob("*") if _is_folder(path))
+    runs = list_runs(results)
     if not runs:
         raise UserError(f"{results}: no runs here: give the results folder of a study")
     _check_kept(keep, runs)

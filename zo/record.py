@@ -59,6 +59,16 @@ COLUMNS = {
 """Every column of the CSV log and what it holds; empty where it does not apply (docs/results-format.md)."""
 
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")
+"""Of a run: it names a folder, and must not lead out of the one it is in."""
+
+
+def list_runs(results: Path) -> list[str]:
+    """Names of the runs that have a folder, sorted; others' folders (.ipynb_checkpoints) are none."""
+    folders = (path for path in (results / "runs").glob("*") if path.is_dir() and not path.is_symlink())
+    return sorted(path.name for path in folders if NAME.fullmatch(path.name))
+
+
 @dataclass(frozen=True)
 class RunFiles:
     """Where one run's files lie under the results folder."""
@@ -67,7 +77,7 @@ class RunFiles:
     run: str
 
     def __post_init__(self):
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+_-]*", self.run):
+        if not NAME.fullmatch(self.run):
             raise UserError(
                 f"run name {self.run!r} is not allowed: it names a folder: letters, digits, . + _ and -"
             )

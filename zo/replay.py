@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from tqdm import tqdm
 
-from zo.checkpoint import digest
+from zo.checkpoint import digest, write_tensors
 from zo.errors import UserError
 from zo.estimate import Estimate
-from zo.files import read_json, write_aside
-from zo.methods import METHODS, State, descend, make_directions
+from zo.files import read_json
+from zo.methods import METHODS
 from zo.plan import Plan
 from zo.run import build_state, frozen_digest, pick_device
 from zo.spec import RunSpec
+from zo.step import State, descend, make_directions
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,9 @@ def replay(
     """
     spec, outcome, manifest = _read_run(folder)
     torch.set_num_threads(threads or manifest["threads"])
-    state, named = build_state(spec, manifest["vocab_size"], _device_of(manifest, device), Plan())
-    if frozen_digest(state) != manifest["frozen_weights_sha256"]:
+    device = _device_of(manifest, device)
+    state, named = build_state(spec, manifest["vocab_size"], device, Plan(), outcome["step"])
+    if frozen_digest(state.model, named) != manifest["frozen_weights_sha256"]:
         raise UserError(
             f"{folder}: its initial weights cannot be made again here: "
             f"they were made by {manifest['versions']}, on {manifest['platform']}"
@@ -54,7 +55,7 @@ def replay(
     weights = {name: parameter.detach().cpu() for name, parameter in named}
     found = digest(weights)
     if out:
-        write_aside(out, save({name: tensor.contiguous() for name, tensor in weights.items()}))
+        write_tensors(out, weights)
     equal = found == outcome["weights_sha256"]
     verdict = "equal to the run's" if equal else f"NOT the run's, {outcome['weights_sha256']}"
     report = f"{spec.name}: {len(lines)} steps replayed: weights sha256 {found}: {verdict}"
@@ -75,7 +76,7 @@ def _read_run(folder: Path) -> tuple[RunSpec, dict, dict]:
         )
     method = METHODS[spec.mode]
     for step in range(1, outcome["step"] + 1):
-        if method.backward_passes(spec, step):
+        if method.backward_passes(spec, step, outcome["step"]):
             raise UserError(
                 f"{folder}: step {step} is a backprop step of mode {spec.mode}: its gradient is not in the "
                 "scalar log, so it cannot be replayed from scalars; use the run's final.safetensors"

@@ -16,9 +16,13 @@ class Replica:
     """One rank's copy of a model whose gradients are sums over all ranks. Costs a second set of gradients."""
 
     def __init__(self, model: torch.nn.Module, ranks: Ranks):
-        """``model`` has its trained parameters on one device; it is the same on every rank."""
+        """``model`` has its trained parameters on one device; it is the same on every rank.
+
+        Those that require no gradient now will have none. Raises RankLost.
+        """
         self._ranks = ranks
-        self._model = DistributedDataParallel(model, forward_sync_buffers=False)
+        with ranks.exchanging():  # it compares the shapes over all ranks
+            self._model = DistributedDataParallel(model, forward_sync_buffers=False)
 
     def sum_gradients(
         self,

@@ -13,14 +13,17 @@ from zo.dataset import DatasetSpec, TokenCache, build_cache, open_cache
 from zo.errors import UserError
 from zo.files import read_json
 from zo.ledger import Ledger, settle
-from zo.methods import METHODS, State, StepReport, needs_dense_gradient, uses_backprop
-from zo.models import build_model, parameter_roles, select_scope
+from zo.methods import METHODS, needs_dense_gradient, uses_backprop
+from zo.models import build_model, parameter_roles, redraw_block, select_scope
+from zo.noise import mix
 from zo.objective import Objective
 from zo.optimizers import build_optimizers, pack_state, unpack_state
 from zo.plan import Plan, decide_plan, free_memory
 from zo.ranks import ALONE, Ranks
 from zo.replica import Replica
+from zo.sizes import parse_scope
 from zo.spec import RunSpec, check_ranks, dataset_spec, guide_dataset_spec, total_steps
+from zo.step import Phase, State, StepReport
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FINAL_RATE = 0.1
@@ -52,13 +55,20 @@ class Run:
         step = self.ledger.step + 1
         batch = self.batch(self.data, step)
         guide = batch if self.guide_data is self.data else self.batch(self.guide_data, step)
-        self.state.step, self.state.learning_rate = step, learning_rate(self.spec, step, self.total)
         with self.ledger.timed():
+            self.enter(step)
+            self.state.step, self.state.learning_rate = step, learning_rate(self.spec, step, self.state.phase)
             report = METHODS[self.spec.mode]().step(self.state, batch, guide)
             if self._looks_up_after(step):
                 settle(self.device)  # the step's own work must not be waited for outside
         self.ledger.add(report, self.spec.batch_size * self.spec.block_size)
         return report
+
+    def enter(self, step: int) -> None:
+        """Train what the method trains at ``step``, from 1; a new phase starts here if it is another."""
+        phase = METHODS[self.spec.mode].phase(self.spec, step, self.total)
+        if phase != self.state.phase:
+            start_phase(self.state, phase)
 
     def _looks_up_after(self, step: int) -> bool:
         """Whether something that is not training follows: a row, a validation, weights that are written."""
@@ -98,6 +108,7 @@ class Run:
     @torch.no_grad()
     def restore(self, checkpoint: Checkpoint) -> dict[str, int]:
         """Go back to a checkpoint; the lengths its logs had."""
+        self.enter(max(1, checkpoint.step))  # whose optimizers' state it holds
         for name, parameter in self.named:
             parameter.copy_(checkpoint.tensors[f"model.{name}"])
         prefix = "optimizer."
@@ -134,10 +145,7 @@ def build_run(
     if METHODS[spec.mode].uses and spec.query_budget_q:
         spec = spec.model_copy(update={"plan": plan.kind, "parallel_batch_size": plan.directions_in_flight})
     total = total_steps(spec, data.steps_per_epoch(spec.batch_size, spec.block_size))
-    state, named = build_state(spec, data.vocab_size, device, plan)
-    state.ranks = ranks
-    if ranks.count > 1 and uses_backprop(spec.mode):
-        state.replica = Replica(state.model, ranks)
+    state, named = build_state(spec, data.vocab_size, device, plan, total, ranks)
     if accumulation:
         state.spec = spec.model_copy(update={"gradient_accumulation": accumulation})
     run = Run(spec, state, named, data, guide_data, device, total, Ledger())
@@ -146,8 +154,8 @@ def build_run(
         "steps": total,
         "vocab_size": data.vocab_size,
         "parameters": state.model.num_parameters(),
-        "trainable_parameters": sum(p.numel() for p in state.parameters),
-        "frozen_weights_sha256": frozen_digest(state),
+        "trainable_parameters": sum(p.numel() for _, p in named),
+        "frozen_weights_sha256": frozen_digest(state.model, named),
         "dense_gradient": needs_dense_gradient(spec),
         "ranks": ranks.count,
         "plan": spec.query_budget_q
@@ -158,9 +166,12 @@ def build_run(
 
 
 def build_state(
-    spec: RunSpec, vocab_size: int, device: torch.device, plan: Plan
+    spec: RunSpec, vocab_size: int, device: torch.device, plan: Plan, total: int, ranks: Ranks = ALONE
 ) -> tuple[State, list[tuple[str, torch.Tensor]]]:
-    """Build what a step works on, at step 0, and the trained parameters by name; no data is read."""
+    """Build what the first step of ``total`` works on, and the parameters that the run trains by name.
+
+    No data is read.
+    """
     model = build_model(
         spec.model_size,
         spec.architecture,
@@ -172,7 +183,24 @@ def build_state(
         gradient_checkpointing=spec.gradient_checkpointing,
     )
     named = select_scope(model, spec.scope)
-    optimizers = build_optimizers(
+    phase = METHODS[spec.mode].phase(spec, 1, total)
+    state = State(model, [], [], spec, plan, objective_of(model, spec), phase, ranks)
+    start_phase(state, phase)
+    return state, named
+
+
+def start_phase(state: State, phase: Phase) -> None:
+    """Let the state train what the phase trains, with optimizers of its own; all else is frozen.
+
+    A fresh block's weights are a function of the run's seed and the block, others than the model's first.
+    """
+    spec, model = state.spec, state.model
+    if phase.fresh:
+        block = parse_scope(phase.scope).block
+        redraw_block(model, block, mix(spec.seed, block))
+    named = select_scope(model, phase.scope)
+    state.phase, state.parameters = phase, [parameter for _, parameter in named]
+    state.optimizers = build_optimizers(
         spec.optimizer,
         named,
         parameter_roles(model, named),
@@ -181,13 +209,14 @@ def build_state(
         weight_decay=spec.weight_decay,
         cautious=spec.cautious,
     )
-    return State(model, [p for _, p in named], optimizers, spec, plan, objective_of(model, spec)), named
+    if state.ranks.count > 1 and uses_backprop(spec.mode):
+        state.replica = Replica(model, state.ranks)
 
 
-def frozen_digest(state: State) -> str:
-    """Hash of the weights that the run does not train."""
-    trained = {id(p) for p in state.parameters}
-    return digest({name: p for name, p in state.model.named_parameters() if id(p) not in trained})
+def frozen_digest(model: torch.nn.Module, named: list[tuple[str, torch.Tensor]]) -> str:
+    """Hash of the weights that a run does not train; ``named`` are those that it does."""
+    trained = {id(parameter) for _, parameter in named}
+    return digest({name: p for name, p in model.named_parameters() if id(p) not in trained})
 
 
 def _decide_plan(spec: RunSpec, vocab_size: int, device: torch.device, ranks: Ranks) -> tuple[Plan, str]:
@@ -238,8 +267,9 @@ def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     return device
 
 
-def learning_rate(spec: RunSpec, step: int, total: int) -> float:
-    """Of step 1 ... total: linear warm-up, then constant or a cosine down to FINAL_RATE of the peak."""
+def learning_rate(spec: RunSpec, step: int, phase: Phase) -> float:
+    """Of a step of a phase: linear warm-up, then constant or a cosine down to FINAL_RATE of the peak."""
+    step, total = step - phase.first + 1, phase.last - phase.first + 1
     if step <= spec.warmup_steps:
         return spec.learning_rate * step / spec.warmup_steps
     if spec.schedule == "constant":

@@ -12,10 +12,11 @@ from typing import NamedTuple
 from zo.errors import UserError, unknown
 
 ARCHITECTURES = ("gpt2", "llama")
-SCOPES = ("full", "reduced", "head", "norms", "block<i>")
+SCOPES = ("full", "reduced", "head", "norms", "block<i>", "embedding")
 
 GPT2_VOCABULARY = 50257
-DEFAULT_VOCABULARY = {"100k": 512, "1M": 2048} | dict.fromkeys(("20M", "200M", "500M", "1B"), GPT2_VOCABULARY)
+DEFAULT_VOCABULARY = {"100k": 512, "1M": 2048, "20M-32k": 32000}
+DEFAULT_VOCABULARY |= dict.fromkeys(("20M", "200M", "500M", "1B"), GPT2_VOCABULARY)
 SIZES = tuple(DEFAULT_VOCABULARY)
 
 
@@ -38,6 +39,9 @@ _SHAPES = {
     ("100k", "llama"): Shape(width=48, layers=2, heads=3, inner=192, positions=256),
     ("1M", "gpt2"): Shape(width=128, layers=4, heads=4, inner=448, positions=256),
     ("1M", "llama"): Shape(width=128, layers=4, heads=4, inner=320, positions=256),
+    # The paper's Llama2-20M has 10M parameters in its embedding: at 32,000 tokens that is a width of 320.
+    ("20M-32k", "gpt2"): Shape(width=320, layers=8, heads=5, inner=1280),
+    ("20M-32k", "llama"): Shape(width=320, layers=8, heads=5, inner=864),
     ("20M", "gpt2"): Shape(width=256, layers=9, heads=4, inner=1024),
     ("20M", "llama"): Shape(width=256, layers=9, heads=4, inner=704),
     ("200M", "gpt2"): Shape(width=896, layers=16, heads=14, inner=3584),
@@ -71,10 +75,10 @@ class Scope(NamedTuple):
 
 
 def parse_scope(text: str) -> Scope:
-    """Parse ``full|reduced|head|norms|block<i>``; UserError for anything else (``block03`` too)."""
+    """Parse ``full|reduced|head|norms|block<i>|embedding``; UserError for anything else (``block03`` too)."""
     if match := re.fullmatch(r"block(0|[1-9][0-9]*)", text):
         return Scope("block", int(match[1]))
-    if text not in SCOPES[:-1]:
+    if text not in SCOPES or text == "block<i>":
         raise unknown("scope", text, SCOPES)
     return Scope(text)
 

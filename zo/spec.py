@@ -7,6 +7,7 @@ and their suffixes in run names, the defaults and the documentation (docs/settin
 import json
 import math
 import re
+from bisect import bisect_right
 from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
@@ -16,8 +17,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from zo.dataset import DatasetSpec
 from zo.errors import UserError, suggest, unknown
-from zo.methods import METHODS, plain_sgd, uses_backprop
-from zo.sizes import ARCHITECTURES, DEFAULT_VOCABULARY, SIZES, max_positions, validate_scope
+from zo.methods import METHODS, uses_backprop
+from zo.sizes import ARCHITECTURES, DEFAULT_VOCABULARY, SIZES, max_positions, model_shape, validate_scope
+from zo.step import plain_sgd
 
 LENGTHS = ("max_steps", "epochs", "max_tokens", "max_forwards")
 
@@ -59,9 +61,9 @@ class RunSpec(BaseModel):
 
     # The cell.
     mode: str = axis(..., f"method: {', '.join(METHODS)}")
-    scope: str = axis("reduced", "what is trained: full, reduced, head, norms or block<i>")
+    scope: str = axis("reduced", "what is trained: full, reduced, head, norms, block<i> or embedding")
     batch_size: Integer = axis(8, "sequences a step", ge=1)
-    query_budget_q: Integer = axis(1, "directions a ZO step evaluates (0 for FO and Frozen)", ge=0)
+    query_budget_q: Integer = axis(1, "directions a ZO step evaluates (0 for modes without any)", ge=0)
     learning_rate: Number = axis(1e-5, "peak learning rate", gt=0)
     # Further axes.
     optimizer: Literal["sgd", "adam", "adamw", "muon", "mudamw"] = axis("sgd", "update rule", "opt")
@@ -79,7 +81,13 @@ class RunSpec(BaseModel):
     shard_batch: bool = axis(False, "each direction reads its own 1/q of the batch", "shard")
     bp_interval: Integer | None = axis(None, "Calibrate, Instruct: backprop every n-th step", "bp", ge=1)
     bp_learning_rate: Number | None = axis(
-        None, "Calibrate: learning rate of backprop steps; learning_rate if not given", "bplr", gt=0
+        None,
+        "of Calibrate's backprop steps, of Layerwise's embedding phase; learning_rate if not given",
+        "bplr",
+        gt=0,
+    )
+    embedding_parts: Integer = axis(
+        2, "Layerwise: length of the embedding's phase, in those of a block", "emb", ge=1
     )
     cosine_target: Number = axis(0.9, "Instruct: cosine of directions with the gradient", "cos", gt=0, le=1)
     blend_bp_gradient: bool = axis(False, "Instruct: average estimate and gradient", "blend")
@@ -162,6 +170,8 @@ class RunSpec(BaseModel):
                 f"it must divide batch_size {self.batch_size}"
             )
         check_ranks(self, self.ranks)
+        if self.max_steps:
+            total_steps(self)
         self._resolve_tokenizer()
         return self
 
@@ -191,6 +201,11 @@ class RunSpec(BaseModel):
             if value != RunSpec.model_fields[key].default:
                 parts.append(suffix + format_value(value))
         return "_".join(parts)
+
+    @property
+    def layers(self) -> int:
+        """Blocks of the model."""
+        return model_shape(self.model_size, self.architecture).layers
 
     def to_json(self) -> str:
         """One line with sorted keys: equal specs have equal text."""
@@ -248,6 +263,12 @@ def _check_method(spec: RunSpec) -> None:
             raise UserError(
                 f"{key}: missing, and mode {spec.mode} needs it: give a number of steps, 1 or more"
             )
+    only = METHODS[spec.mode].only_scope
+    if only and spec.scope != only:
+        raise UserError(
+            f"scope: {spec.scope} is not allowed for mode {spec.mode}: its phases train all of the model: "
+            f"give scope {only}"
+        )
     if uses(spec.mode, "query_budget_q") and spec.query_budget_q < 1:
         raise UserError(f"query_budget_q: 0 is not allowed for mode {spec.mode}: it must be 1 or more")
     if spec.shard_batch and spec.batch_size % spec.query_budget_q:
@@ -370,39 +391,36 @@ def guide_dataset_spec(spec: RunSpec) -> DatasetSpec:
     return replace(own, dataset=spec.bp_dataset, revision=None, text_column=None, tokenizer_of=trained)
 
 
-def forward_passes(spec: RunSpec, step: int) -> int:
-    """Forward passes of one step, known before the run."""
-    return METHODS[spec.mode].forward_passes(spec, step)
-
-
 def total_steps(spec: RunSpec, steps_per_epoch: int | None = None) -> int:
-    """Length of the run in steps, whichever way the spec gives it. Raises UserError where that is none.
+    """Length of the run in steps, whichever way the spec gives it. Raises UserError where they are too few.
 
     ``steps_per_epoch`` is the corpus's, for lengths in epochs.
     """
-    if spec.max_steps:
-        return spec.max_steps
-    if spec.epochs:
-        key, steps = "epochs", math.floor(spec.epochs * steps_per_epoch)
-    elif spec.max_tokens:
-        key, steps = "max_tokens", int(spec.max_tokens // (spec.batch_size * spec.block_size))
-    else:
-        key, steps = "max_forwards", _steps_within(spec)
-    if steps < 1:
-        raise UserError(
-            f"{key}: {getattr(spec, key):g} is not allowed: not one step of {spec.name} fits in it"
-        )
+    key = next(key for key in LENGTHS if getattr(spec, key))
+    match key:
+        case "max_steps":
+            steps = spec.max_steps
+        case "epochs":
+            steps = math.floor(spec.epochs * steps_per_epoch)
+        case "max_tokens":
+            steps = int(spec.max_tokens // (spec.batch_size * spec.block_size))
+        case "max_forwards":
+            steps = _steps_within(spec)
+    least = METHODS[spec.mode].least_steps(spec)
+    if steps < least:
+        few = "not one step" if least == 1 else f"{steps} steps, not the {least} that its phases need,"
+        fit = "fits" if least == 1 else "fit"
+        raise UserError(f"{key}: {getattr(spec, key):g} is not allowed: {few} of {spec.name} {fit} in it")
     return steps
 
 
 def _steps_within(spec: RunSpec) -> int:
-    """Steps whose forward passes stay within ``max_forwards``; their cost repeats with ``bp_interval``."""
-    period = spec.bp_interval or 1
-    costs = [forward_passes(spec, step) for step in range(1, period + 1)]
-    periods, left = divmod(int(spec.max_forwards), sum(costs))
-    steps = periods * period
-    for cost in costs:
-        if cost > left:
-            break
-        left, steps = left - cost, steps + 1
-    return steps
+    """Steps whose forward passes stay within ``max_forwards``; their cost repeats with the method's cycle."""
+    method = METHODS[spec.mode]
+
+    def cost(steps: int) -> int:
+        return sum(method.forward_passes(spec, step, steps) for step in range(1, steps + 1))
+
+    cycle = method.cycle(spec)
+    cycles, left = divmod(int(spec.max_forwards), cost(cycle))
+    return cycles * cycle + bisect_right(range(1, cycle), left, key=cost)

@@ -16,7 +16,7 @@ from pathlib import Path
 from zo.errors import UserError
 from zo.files import is_held, read_json
 from zo.job import seconds_since
-from zo.record import RunFiles, read_last_rows
+from zo.record import RunFiles, list_runs, read_last_rows
 from zo.sweep_record import is_at_work
 
 SILENT_S = 600.0
@@ -81,7 +81,7 @@ def read_status(results: Path) -> SweepStatus:
     """Read a results folder. Raises UserError where no run is planned or was started in it."""
     sweep = read_json(results / "sweep.json")
     planned = sweep.get("runs", {})
-    found = sorted(path.name for path in (results / "runs").glob("*") if path.is_dir())
+    found = list_runs(results)
     if not planned and not found:
         raise UserError(f"{results}: no run was planned or started here{_hint(results)}")
     runs = [_read_run(RunFiles(results, name)) for name in planned]

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from zo.dataset import DatasetSpec
 from zo.errors import UserError, suggest, unknown
 from zo.methods import METHODS
-from zo.sizes import validate_scope
+from zo.sizes import parse_scope, validate_scope
 from zo.spec import (
     AXES,
     LENGTHS,
@@ -114,6 +114,7 @@ class Workflow(BaseModel):
     backward_cost: Number = Field(
         2.0, ge=0, description="forward passes that one backward pass counts as, where costs are compared"
     )
+    claims: bool = Field(False, description="judge the paper's claims by the runs: claims.csv")
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,11 @@ def caches_of(spec: RunSpec) -> list[DatasetSpec]:
     return list(dict.fromkeys([dataset_spec(spec), guide_dataset_spec(spec)]))
 
 
-def load_study(config: Mapping[str, Any]) -> Study:
-    """Check a study file's content and expand its grid. Raises UserError, one line."""
+def load_study(config: Mapping[str, Any], *, check_data: bool = True) -> Study:
+    """Check a study file's content and expand its grid. Raises UserError, one line.
+
+    ``check_data``: that its corpora can be read too, which finished runs no longer need.
+    """
     _check_keys(config)
     own = {key: config[key] for key in Workflow.model_fields if key in config}
     try:
@@ -176,11 +180,12 @@ def load_study(config: Mapping[str, Any]) -> Study:
             spec = RunSpec.make(**_common_settings(grid), **cell)
             if runs.setdefault(spec.name, spec) != spec:
                 raise UserError(
-                    f"{FURTHER}: two grids give {spec.name} different settings: {_differ(spec, runs)}"
+                    f"{FURTHER}: two grids give {spec.name} different settings: {_differ(spec, runs)}: "
+                    "tell them apart by an axis, or make two studies"
                 )
     study = Study(workflow, runs, _common_settings(config))
     _check_probes(study)
-    for dataset in study.caches().values():
+    for dataset in study.caches().values() if check_data else ():
         dataset.source().check()  # a corpus that can't be read is an error before any job
     return study
 
@@ -190,6 +195,8 @@ def _check_probes(study: Study) -> None:
     workflow, probed = study.workflow, [study.runs[run] for run in study.probed()]
     if workflow.probe_steps and not probed:
         raise UserError("probe_steps: no run is probed: name runs with the key probe")
+    for scope in workflow.probe_scopes:
+        parse_scope(scope)
     for spec in probed:
         for scope in workflow.probe_scopes:
             validate_scope(scope, spec.model_size, spec.architecture)
@@ -209,7 +216,10 @@ def _further_grids(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     if not isinstance(further, list | tuple) or not all(isinstance(grid, Mapping) for grid in further):
         raise UserError(f"{FURTHER}: {further!r} is not allowed: it must be a list of mappings, one a grid")
     for grid in further:
-        _reject_unknown(grid, GRID_KEYS)
+        try:
+            _reject_unknown(grid, GRID_KEYS)
+        except UserError as error:
+            raise UserError(f"{FURTHER}: {error}") from None
         rest = {key: value for key, value in config.items() if key in GRID_KEYS}
         if any(key in grid for key in LENGTHS):
             rest = {key: value for key, value in rest.items() if key not in LENGTHS}
@@ -294,8 +304,8 @@ def _smallest_rate(rates: Any, mode: str) -> Any:
         return rates[0]  # RunSpec says what is wrong with it
 
 
-def read_study(path: Path) -> Study:
-    """Load a study file (YAML). Raises UserError."""
+def read_study(path: Path, *, check_data: bool = True) -> Study:
+    """Load a study file (YAML), as ``load_study`` does. Raises UserError."""
     import yaml
 
     try:
@@ -305,6 +315,6 @@ def read_study(path: Path) -> Study:
     if not isinstance(config, Mapping):
         raise UserError(f"{path}: a study file is a mapping of keys to values")
     try:
-        return load_study(config)
+        return load_study(config, check_data=check_data)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import zo
 from zo.errors import UserError
-from zo.files import make_folder, write_aside
+from zo.files import is_held, make_folder, write_aside
 from zo.gpus import visible_gpus
 from zo.spec import AXES, LENGTHS, RunSpec
-from zo.study import PLURAL, Workflow, load_study
+from zo.study import PLURAL, REQUIRED, Workflow, load_study
 
 QUICK = {
     "modes": "FO,ZO,Frozen",
@@ -26,6 +26,8 @@ QUICK = {
 def start_sweep(options) -> int:
     """Run the grid that the flags describe; snakemake's exit status."""
     config = study_of(options)
+    if lacking := [f"--{key.replace('_', '-')}" for key in REQUIRED if key not in config]:
+        raise UserError(f"{' and '.join(lacking)} missing: say what to compare, or take --quick")
     study = load_study(config)
     if options.dry_run:
         print("\n".join(study.runs))
@@ -33,6 +35,8 @@ def start_sweep(options) -> int:
         return 0
     if options.parallel < 1:
         raise UserError(f"parallel: {options.parallel} is not allowed: it must be 1 or more")
+    if is_held(Path(study.results) / ".lock"):
+        raise UserError(f"{study.results}: another sweep is at work there: wait for it, or give --study")
     path = make_folder(Path(study.results)) / "study.yaml"
     write_aside(path, _to_yaml(config))
     environment = dict(os.environ)

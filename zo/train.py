@@ -148,7 +148,7 @@ def _train(
     attempt.begin()
     limits = dict(attempt.limits)
     accumulation = limits.pop("gradient_accumulation", None)  # in the run's name: its spec must not change
-    spec, checkpoint = _resume(spec.model_copy(update=limits), files)
+    spec, checkpoint = _resume(spec.model_copy(update=attempt.plan | limits), files)
     ranks.broadcast(Orders(spec, accumulation, checkpoint and checkpoint.step))
     run, facts = build_run(spec, files.results / "cache", device, accumulation, ranks)
     run.keep_steps = keep.steps

@@ -1,5 +1,6 @@
 """Killed at any moment and started again, a run ends at the bytes of one that was never disturbed."""
 
+import itertools
 import random
 import signal
 import subprocess
@@ -14,8 +15,8 @@ from zo.optimizers import OPTIMIZERS
 from zo.record import RunFiles
 
 # Momentum, moments and step counters are what a resume can lose; each method gets another rule.
-RULES = dict(zip(METHODS, [{"optimizer": name} for name in OPTIMIZERS] + [{"momentum": 0.9}], strict=True))
-RULES |= {"Frozen": {}, "Random": {"momentum": 0.9}}
+EACH = itertools.cycle([{"optimizer": name} for name in OPTIMIZERS] + [{"momentum": 0.9}])
+RULES = dict(zip(METHODS, EACH, strict=False)) | {"Frozen": {}, "Random": {"momentum": 0.9}}
 STEPS = 60
 PATIENCE = 60.0
 

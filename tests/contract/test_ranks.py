@@ -141,7 +141,11 @@ def test_two_ranks_write_the_same_bytes_as_one_process(pairs, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["FO", "FO accumulated", "FO recomputed", "Calibrate", "Instruct", "ZO parallel"]
+    "name",
+    [
+        *("FO", "FO accumulated", "FO recomputed", "Calibrate", "Instruct", "ZO parallel"),
+        *("LayerwiseFO", "LayerwiseZO", "LayerwiseFrozen"),
+    ],
 )
 def test_two_ranks_with_backprop_or_other_chunks_agree_to_rounding(pairs, name):
     one, two = (side["csv"] for side in pairs[name])
@@ -168,6 +172,20 @@ def test_a_run_stopped_by_a_signal_to_one_rank_goes_on_with_other_numbers_of_ran
     train(spec, tmp_path / "calm", device="cpu", threads=1)
     assert everything(tmp_path / "moved", spec.name) == everything(tmp_path / "calm", spec.name)
     assert run_zo("replay", files.folder).returncode == 0
+
+
+@pytest.mark.parametrize("mode", ["LayerwiseZO", "LayerwiseFrozen"])
+def test_two_ranks_make_a_blocks_phase_to_the_bit_from_the_embedding_that_one_process_trained(
+    corpus, tmp_path, mode
+):
+    """What remains differs by no rounding: its steps are ZO's, or nothing."""
+    spec = small_spec(corpus, mode, **SEQUENTIAL | {"max_steps": 8}, optimizer="adam")
+    task = {"results": str(tmp_path / "two"), "specs": [spec.to_json()], "signal": [0, 4]}
+    run_ranks(1, "runs", tmp_path / "out", task, status=128 + signal.SIGTERM)
+    assert load_checkpoint(RunFiles(tmp_path / "two", spec.name).checkpoints)[0].step == 4  # the last by FO
+    run_ranks(2, "runs", tmp_path / "out", {**task, "signal": [0, 0]})
+    train(spec, tmp_path / "one", device="cpu", threads=1)
+    assert everything(tmp_path / "two", spec.name) == everything(tmp_path / "one", spec.name)
 
 
 def test_a_rank_out_of_memory_makes_all_go_on_with_half(corpus, tmp_path):

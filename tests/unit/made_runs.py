@@ -121,14 +121,27 @@ SETTLED = {1e-1: 0.9, 1e-3: 0.01, 1e-6: 0.5}
 """Error of the slopes by eps."""
 
 
-def write_probe(folder: Path, run: str, errors: dict = SETTLED, cosine: float = 1.0) -> None:
-    """Write probes/<run>.csv: cosines are `cosine` times the law's, of either sign, lengths are the law's."""
-    draw, d, rows = random.Random(1), PROBED, []
-    own = {"run": run, "mode": "ZO", "at": "end", "step": 100, "scope": "full", "d": d, "batch": 0}
+def write_probe(
+    folder: Path,
+    run: str,
+    errors: dict = SETTLED,
+    cosine: float = 1.0,
+    *,
+    scope: str = "full",
+    d: int = PROBED,
+    noise: float = 0.0,
+) -> None:
+    """Write probes/<run>.csv: cosines are `cosine` times the law's, of either sign, lengths are the law's.
+
+    `noise`: standard deviation of the cosines, in units of the law.
+    """
+    draw, rows = random.Random(1), []
+    own = {"run": run, "mode": "ZO", "at": "end", "step": 100, "scope": scope, "d": d, "batch": 0}
     for q in (1, 4):
         for _ in range(ESTIMATES):
             law = math.sqrt(q / (q + d - 1))
             value = draw.choice([-1, 1]) * cosine * law
+            value += draw.gauss(0, noise * law) if noise else 0
             rows.append(own | {"quantity": "cosine", "q": q, "value": value, "law": law})
             law = (d + q + 1) / q
             rows.append(

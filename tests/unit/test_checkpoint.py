@@ -1,15 +1,26 @@
 """A checkpoint comes back bit for bit or not at all; a damaged one is passed over, never read."""
 
+import errno
 import itertools
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from zo.checkpoint import KEPT, Checkpoint, digest, load_checkpoint, read_checkpoint, save_checkpoint
+from zo.checkpoint import (
+    KEPT,
+    Checkpoint,
+    digest,
+    load_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+    write_tensors,
+)
 
 
 def make(step=1):
@@ -180,3 +191,50 @@ def test_the_header_is_json_that_people_can_read(tmp_path):
         header = json.loads(file.metadata()["zo"])
     assert header["step"] == 7
     assert header["state"] == make(7).state
+
+
+def test_a_checkpoint_costs_no_copy_of_itself_in_memory(tmp_path):
+    """Else it would be the largest thing in a ZO run's memory, and in what its CSV says of it."""
+    measure = """
+import pathlib, sys, torch
+from zo.checkpoint import Checkpoint, write_checkpoint
+def peak():
+    [line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 1024
+tensors = {f"a{i}": torch.ones(2**22) for i in range(12)}
+path, before = pathlib.Path(sys.argv[1]), peak()
+write_checkpoint(path, Checkpoint(1, tensors, {}))
+print(path.stat().st_size / 2**20, peak() - before)
+"""
+    command = [sys.executable, "-c", measure, str(tmp_path / "c.safetensors")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    size, more = map(float, done.stdout.split())
+    assert size > 190
+    assert more < size / 10
+
+
+def test_any_reader_of_the_format_reads_it(tmp_path):
+    tensors = {
+        "odd": torch.arange(3, dtype=torch.bfloat16),
+        "matrix": torch.randn(4, 5).T,
+        "count": torch.tensor(7.0, dtype=torch.float64),
+        "none": torch.empty(0, 3),
+    }
+    write_tensors(tmp_path / "t.safetensors", tensors, {"said": "so"})
+    read = load_file(tmp_path / "t.safetensors")
+    assert set(read) == set(tensors)
+    assert all(torch.equal(read[name], tensors[name]) for name in tensors)
+    with safe_open(tmp_path / "t.safetensors", framework="pt") as file:
+        assert file.metadata() == {"said": "so"}
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_no_damaged_one(tmp_path, monkeypatch):
+    """To take the one before it, or to start over, for a file server's bad moment loses steps."""
+    save_checkpoint(tmp_path, Checkpoint(1, {"a": torch.ones(1)}, {}))
+
+    def stale(*_, **__):
+        raise OSError(errno.ESTALE, "Stale file handle", "step-1")
+
+    monkeypatch.setattr("zo.checkpoint.safe_open", stale)
+    with pytest.raises(OSError, match="Stale file handle"):
+        load_checkpoint(tmp_path)

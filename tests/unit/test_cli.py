@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = (
     "train",
     "sweep",
+    "plan",
     "status",
     "pack",
     "prune",
@@ -33,6 +34,7 @@ COMMANDS = (
     "analyze",
     "plot",
     "stats",
+    "claims",
     "report",
     "bench",
 )
@@ -457,7 +459,7 @@ GRID = ("sweep", "--dry-run", "--modes", "ZO", "--learning-rates", "1e-4")
         ([*GRID, "--optimizer", "sgd,adm"], ["unknown optimizer 'adm'", "did you mean 'adam'?"]),
         ([*GRID, "--scopes", "reduced,"], ["unknown scope ''", "allowed: full, reduced"]),
         ([*GRID, "--study", "a/b"], ["study", "'a/b'", "letters, digits"]),
-        (["sweep", "--dry-run", "--learning-rates", "1"], ["'modes' is missing"]),
+        (["sweep", "--dry-run", "--learning-rates", "1"], ["--modes missing: say what to compare"]),
         (
             ["sweep", "--modes", "FO", "--learning-rates", "1", "--parallel", "0"],
             ["parallel", "0", "1 or more"],

@@ -211,12 +211,17 @@ def run_zo(line: str, folder: Path) -> None:
 
 def test_the_readmes_zo_lines_run_in_their_order(tmp_path):
     """The folder of logs is the one that the hand-made run wrote."""
-    lines = [line for line in readme_commands("python -m zo") if " sweep " not in line]
-    assert len(lines) == 7
+    lines = [line for line in readme_commands("python -m zo") if not re.search(" (sweep|plan) ", line)]
+    assert len(lines) == 8
     for line in lines:
         line = line.replace("status results", "status results/hand")
         run_zo(line.replace("results/csv_logs", "results/hand/csv_logs"), tmp_path)
     assert len(list((tmp_path / "results/hand/plots").glob("*.png"))) >= 5
+
+
+def test_the_readmes_plan_runs_where_the_studies_are(workplace):
+    [line] = readme_commands("python -m zo plan")
+    run_zo(line, workplace)
 
 
 @pytest.mark.slow
@@ -246,7 +251,7 @@ def test_every_path_of_the_repository_that_a_page_names_exists(page):
 @pytest.mark.parametrize("page", PAGES, ids=name_page)
 def test_every_name_of_the_code_that_a_page_names_exists(page):
     modules = {path.stem for path in (ROOT / "zo").glob("[a-z]*.py")}
-    classes = {"Estimate": "estimate", "State": "methods", "RunSpec": "spec", "GuidedDirections": "guidance"}
+    classes = {"Estimate": "estimate", "State": "step", "RunSpec": "spec", "GuidedDirections": "guidance"}
     for span in code_spans(page):
         first, *rest = re.sub(r"\(.*\)$", "", span).split(".")
         if not rest or rest[-1] in {"json", "py", "csv", "md", "txt", "yaml", "log"}:
@@ -424,6 +429,10 @@ def test_the_method_of_the_example_trains_and_steps_by_the_rate_along_the_sign(s
     for old, new in zip(before, run.state.parameters, strict=True):
         assert torch.allclose((new - old).abs(), torch.tensor(1e-3), atol=1e-6)
     assert train(spec, tmp_path, threads=1).status == "done"
+
+
+def test_the_method_with_phases_is_shown_as_it_is():
+    assert code_blocks("docs/add-a-method.md", "python")[1] in read("zo/methods.py")
 
 
 def test_the_example_is_gone_after_its_test():

@@ -5,7 +5,6 @@ import torch
 
 from zo.checkpoint import KEPT
 from zo.footprint import (
-    CHECKPOINTS_KEPT,
     FLOOR_MINUTES,
     GPU_RATE,
     NOMINAL_TOKENS,
@@ -23,6 +22,7 @@ from zo.models import count_parameters as count_built
 from zo.optimizers import build_optimizers, pack_state
 from zo.sizes import ARCHITECTURES, SIZES
 from zo.spec import RunSpec
+from zo.storage import CHECKPOINTS_KEPT
 
 
 def make(mode="ZO", **settings) -> RunSpec:
@@ -30,7 +30,7 @@ def make(mode="ZO", **settings) -> RunSpec:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("scope", ["full", "reduced", "head", "norms", "block1"])
+@pytest.mark.parametrize("scope", ["full", "reduced", "head", "norms", "block1", "embedding"])
 def test_the_counts_are_those_of_the_model_that_is_built(architecture, scope):
     spec = make(scope=scope, architecture=architecture, model_size="1M", vocab_size=600)
     model = build_model("1M", architecture, 600, seed=0)

@@ -222,7 +222,6 @@ def test_a_planted_link_is_refused_not_followed(tmp_path):
         ("auto", None, []),
         ("none", "0,1", []),
         (("1", "0"), "0,1,2", ["1", "0"]),
-        (("0", "2"), None, ["0", "2"]),
         (("0", "2"), "", []),
         (("MIG-7a",), "MIG-7a,MIG-7b", ["MIG-7a"]),
     ],
@@ -236,6 +235,13 @@ def test_a_study_chooses_among_the_visible_ones(wanted, visible, ids, monkeypatc
 def test_a_gpu_that_is_not_visible_is_an_error_that_names_it():
     with pytest.raises(UserError, match="gpus: '7' is not among the visible ones: 0, 1"):
         choose_gpus(("0", "7"), {"CUDA_VISIBLE_DEVICES": "0,1"})
+
+
+def test_a_gpu_asked_for_where_there_is_none_is_an_error_that_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="gpus: '0' is asked for, but nvidia-smi shows no GPU here") as said:
+        choose_gpus(("0", "2"), {})
+    assert "CUDA_VISIBLE_DEVICES=0,2" in str(said.value)
 
 
 MACHINE = """#!/bin/sh

@@ -13,12 +13,12 @@ PACKAGE = Path(zo.__file__).parent
 GROUPS = {
     1: "philox directions noise rounding members scratch perturbed optimizers errors files laws causes place"
     " heartbeat ranks",
-    2: "plan objective replica sharing estimate guidance methods mezo landscape probe",
+    2: "plan objective replica sharing estimate guidance methods mezo landscape probe step",
     3: "sizes models corpus textfiles tokenizer token_cache dataset",
-    4: "spec study footprint",
-    5: "attempt ledger job record checkpoint gpus crash run replay loop train launch probe_run",
-    6: "analysis sweep_record status",
-    7: "status_table machine slurm archive prune preflight bench sweep doctor cli __main__",
+    4: "spec study footprint storage",
+    5: "attempt ledger job record checkpoint gpus crash run replay loop train launch probe_run measure",
+    6: "analysis sweep_record status pace forecast",
+    7: "status_table forecast_table machine slurm archive prune preflight bench sweep doctor cli __main__",
 }
 GROUP_OF = {name: number for number, names in GROUPS.items() for name in names.split()}
 MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]

@@ -19,8 +19,8 @@ from zo.sizes import (
     validate_scope,
 )
 
-NOMINAL = {"100k": 1e5, "1M": 1e6, "20M": 2e7, "200M": 2e8, "500M": 5e8, "1B": 1e9}
-ALL_SCOPES = ("full", "reduced", "head", "norms", "block0")
+NOMINAL = {"100k": 1e5, "1M": 1e6, "20M-32k": 2e7, "20M": 2e7, "200M": 2e8, "500M": 5e8, "1B": 1e9}
+ALL_SCOPES = ("full", "reduced", "head", "norms", "block0", "embedding")
 
 LN_1, LN_2 = (["ln_1.weight", "ln_1.bias"], ["ln_2.weight", "ln_2.bias"])
 GPT2_MLP = ["mlp.c_fc.weight", "mlp.c_fc.bias", "mlp.c_proj.weight", "mlp.c_proj.bias"]
@@ -71,6 +71,12 @@ def test_parameter_count_is_within_five_percent_of_the_name(size, architecture):
 
 def test_large_sizes_count_at_the_gpt2_vocabulary():
     assert [DEFAULT_VOCABULARY[size] for size in ("20M", "200M", "500M", "1B")] == [50257] * 4
+
+
+def test_the_papers_size_has_half_of_its_parameters_in_the_embedding(architecture):
+    without, with_one = (count_parameters("20M-32k", architecture, size) for size in (31_999, 32_000))
+    assert 32_000 * (with_one - without) == 10_240_000
+    assert DEFAULT_VOCABULARY["20M-32k"] == 32_000
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -93,6 +93,12 @@ def test_checkpoints_that_are_there_already_are_not_planned_for_again():
     assert "of 2 runs take 2.2 MB" in find("disk")[1]
 
 
+def test_the_disk_is_planned_for_what_the_study_keeps():
+    """Two runs of 0.4 MB: three checkpoints each at work, and what is left of them."""
+    assert "of 2 runs take 3.2 MB" in find("disk")[1]
+    assert "of 2 runs take 2.4 MB" in find("disk", keep="nothing")[1]
+
+
 def test_finished_runs_take_no_more_disk():
     study = load_study(STUDY)
     for run in study.runs:

@@ -17,7 +17,7 @@ from zo.causes import TRY_AGAIN, is_out_of_memory
 from zo.crash import handle_crash
 from zo.errors import UserError
 from zo.files import hold, hold_or_exit, make_folder, read_json, write_aside, write_json
-from zo.record import COLUMNS, Logs, RunFiles, describe_machine
+from zo.record import COLUMNS, Logs, RunFiles, describe_machine, list_runs
 
 RUN = "ZO_full_bs4_q1_lr1e-05"
 SPEC_COLUMNS = (
@@ -184,6 +184,23 @@ def test_a_folder_below_a_file_is_one_line_that_names_it(tmp_path):
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="cannot be made: File exists"):
         make_folder(tmp_path / "file")
+
+
+def test_a_folder_that_a_full_disk_has_no_room_for_is_no_mistake_of_the_user(tmp_path, monkeypatch):
+    """It may pass: the run is tried again (status 75), where a mistake is not."""
+
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        make_folder(tmp_path / "results")
+
+
+def test_folders_that_no_run_can_be_named_like_are_no_runs(tmp_path):
+    for name in (".ipynb_checkpoints", "ZO_full_bs2_q2_lr1e-03 (copy)", "ZO_full_bs2_q2_lr1e-03"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    assert list_runs(tmp_path) == ["ZO_full_bs2_q2_lr1e-03"]
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")

@@ -20,6 +20,8 @@ from browser import (
 )
 from made_runs import write_beside, write_crash, write_probe, write_run, write_sweep
 
+from zo.analysis.claims import write_claims
+from zo.analysis.claims_rules import CLAIMS
 from zo.analysis.plots import FIGURES
 from zo.analysis.report import write_report
 from zo.cli import main
@@ -57,6 +59,7 @@ def folder(tmp_path_factory):
     lost = folder.parent / "runs" / "ZO_full_bs4_q8_lr9e-01"
     lost.mkdir()
     (lost / "log.csv").write_text("step\n")
+    write_claims(folder, folder.parent / "claims.csv")
     return folder
 
 
@@ -136,6 +139,22 @@ def test_a_rows_command_is_one_that_makes_that_run(text, folder):
     assert read_spec(options) == RunSpec.from_json(spec.read_text())
     assert options.threads == 3
     assert "its settings were not recorded" in text  # of the runs without a spec
+
+
+def test_every_claim_stands_with_verdict_and_numbers_before_the_guards_and_the_runs(text):
+    order = [text.index(f'<section id="{name}"') for name in ("answer", "claims", "guards", "runs")]
+    assert order == sorted(order)
+    section = text[order[1] : order[2]]
+    assert [text for text in re.findall(r'scope="row" data-key="(C\w+)"', section)] == [
+        c.name for c in CLAIMS
+    ]
+    assert 'class="verdict supported" data-key="supported">supported<' in section
+    assert "<p>q=8 minus q=1 at equal steps: -0.7602 nats (-0.7602 to -0.7602), n = 3</p>" in section
+    assert (
+        "<p>Undecided: not tuned: ZO q=8, full, lr 1e-03: best is the highest learning rate tried" in section
+    )
+    assert section.count("<details") == len(CLAIMS)
+    assert '<a href="#claims">' in text
 
 
 def test_tables_that_other_commands_leave_are_shown(folder, tmp_path):

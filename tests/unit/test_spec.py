@@ -15,10 +15,11 @@ from zo.sizes import ARCHITECTURES, SIZES
 from zo.spec import AXES, LENGTHS, SUFFIXES, RunSpec, format_number, parse_name, total_steps, uses
 
 POSITIVE = st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infinity=False)
+STEPS = 33  # one for each block of the largest model, and 9 for its embedding
 LEARNING_RATES = st.one_of(st.sampled_from([1e-5, 1e-4, 2.5e-4, 1.0, 1e10]), POSITIVE)
 VALUES = {
     "mode": st.sampled_from(list(METHODS)),
-    "scope": st.sampled_from(["full", "reduced", "head", "norms", "block0", "block1"]),
+    "scope": st.sampled_from(["full", "reduced", "head", "norms", "block0", "block1", "embedding"]),
     "batch_size": st.integers(1, 99).map(lambda n: 12 * n),  # gradient_accumulation divides it
     "query_budget_q": st.sampled_from([1, 2, 3, 4, 6, 12]),  # shard_batch splits the batch by it
     "learning_rate": LEARNING_RATES,
@@ -35,6 +36,7 @@ VALUES = {
     "sides": st.sampled_from(["one", "two"]),
     "bp_interval": st.integers(1, 999),
     "bp_learning_rate": st.none() | LEARNING_RATES,
+    "embedding_parts": st.integers(1, 9),
     "cosine_target": st.floats(0, 1, exclude_min=True),
     "blend_bp_gradient": st.booleans(),
     "gradient_accumulation": st.sampled_from([1, 2, 3, 4]),
@@ -50,13 +52,14 @@ VALUES = {
 
 
 def make(**cell) -> RunSpec:
-    """Make a spec, without the knobs that its optimizer, directions or weights' type have not."""
+    """Make a spec, without the knobs that its method, optimizer, directions or weights' type have not."""
+    cell |= {"scope": METHODS[cell["mode"]].only_scope or cell["scope"]}
     if cell["weights"] != "fp32":
         cell |= {"precision": "bf16", "optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0}
     unfit = {"momentum"} if cell["optimizer"] not in ("sgd", "muon") else set()
     unfit |= {"cautious"} if cell["optimizer"] != "mudamw" else set()
     unfit |= {"rank"} if cell["direction_family"] != "lowrank" else set()
-    return RunSpec.make(max_steps=3, **{key: value for key, value in cell.items() if key not in unfit})
+    return RunSpec.make(max_steps=STEPS, **{key: value for key, value in cell.items() if key not in unfit})
 
 
 def complaint(function, *arguments, **keywords) -> str:
@@ -79,7 +82,7 @@ def test_the_property_tests_vary_every_axis():
 @given(st.fixed_dictionaries(VALUES))
 def test_a_name_reads_back_into_the_same_spec_and_is_safe_as_a_file_name(cell):
     spec = make(**cell)
-    assert parse_name(spec.name, max_steps=3) == spec
+    assert parse_name(spec.name, max_steps=STEPS) == spec
     assert RunSpec.from_json(spec.to_json()) == spec
     assert re.fullmatch(r"[A-Za-z0-9.+_-]+", spec.name)
     assert RunFiles(Path("results"), spec.name).csv.parent == Path("results/csv_logs")
@@ -189,10 +192,11 @@ NUMBERS = [key for key, info in RunSpec.model_fields.items() if re.search("int|f
 
 @pytest.mark.parametrize("key", NUMBERS)
 def test_every_number_may_be_written_as_text_in_any_spelling(key):
-    mode = next(mode for mode in ("Instruct", "Calibrate", "FO") if uses(mode, key))
+    mode = next(mode for mode in ("Instruct", "Calibrate", "FO", "LayerwiseFO") if uses(mode, key))
     text, value = {"vocab_size": ("3e2", 300), "momentum": ("5e-1", 0.5)}.get(key, ("1e0", 1))
-    length = {} if key in LENGTHS else {"max_steps": 1}
-    assert getattr(RunSpec.make(**{"mode": mode, "bp_interval": 1} | length | {key: text}), key) == value
+    rest = {} if key in LENGTHS else {"max_steps": 3}
+    rest |= {"mode": mode, "scope": METHODS[mode].only_scope or "reduced", "bp_interval": 1}
+    assert getattr(RunSpec.make(**rest | {key: text}), key) == value
 
 
 @given(st.integers(1, 2**53 - 1))
@@ -298,12 +302,14 @@ def test_the_spec_itself_cannot_be_changed_afterwards():
     budget=st.integers(1, 400),
 )
 def test_max_forwards_is_the_last_step_that_fits_the_budget(mode, q, sides, interval, budget):
-    spec = RunSpec.make(mode=mode, query_budget_q=q, sides=sides, bp_interval=interval, max_forwards=budget)
+    cell = {"query_budget_q": q, "sides": sides, "bp_interval": interval, "embedding_parts": interval}
+    cell |= {"mode": mode, "scope": METHODS[mode].only_scope or "reduced"}
+    spec = RunSpec.make(**cell, max_forwards=budget)
 
-    def spent(steps):
-        return sum(METHODS[mode].forward_passes(spec, step) for step in range(1, steps + 1))
+    def spent(steps):  # by a run of so many
+        return sum(METHODS[mode].forward_passes(spec, step, steps) for step in range(1, steps + 1))
 
-    if spent(1) > budget:
+    if spent(METHODS[mode].least_steps(spec)) > budget:
         assert "max_forwards" in complaint(total_steps, spec)
         return
     steps = total_steps(spec)

@@ -110,13 +110,17 @@ def test_a_run_outside_the_grids_has_the_studys_settings_whatever_the_further_on
     assert study.resolve("ZO_reduced_bs8_q6_lr1e-04").max_steps == 3
 
 
+def test_a_scope_to_probe_is_checked_also_where_nothing_is_probed():
+    assert complaint(load, probe_scopes="full'; touch x; '").startswith("unknown scope")
+
+
 @pytest.mark.parametrize(
     ("also", "said"),
     [
         ({"modes": "FO"}, "also: {'modes': 'FO'} is not allowed: it must be a list of mappings, one a grid"),
         (["FO"], "also: ['FO'] is not allowed: it must be a list of mappings, one a grid"),
-        ([{"model_sise": "1M"}], "unknown config key 'model_sise': did you mean 'model_size'?"),
-        ([{"threads": 2}], "unknown config key 'threads'"),
+        ([{"model_sise": "1M"}], "also: unknown config key 'model_sise': did you mean 'model_size'?"),
+        ([{"threads": 2}], "also: unknown config key 'threads'"),
         (
             [{"max_steps": 9}],
             "also: two grids give ZO_reduced_bs8_q1_lr1e-04 different settings: max_steps 3 and 9",

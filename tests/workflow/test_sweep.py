@@ -4,6 +4,7 @@ import re
 import zipfile
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from browser import WIDTHS, find_overflow, find_overlaps, open_browser, read_console, show
 from real_sweep import STUDY, Sweep, runs_of
@@ -293,3 +294,19 @@ def test_the_page_of_a_real_sweep_is_shown_without_a_fault(finished):
         for width in WIDTHS:
             show(driver, finished.results / "report.html", width)
             assert read_console(driver) + find_overflow(driver) + find_overlaps(driver) == []
+
+
+def test_a_study_that_asks_for_its_claims_gets_them_judged_and_reported(finished):
+    """No run is repeated for it; with one seed every claim is undecided, and the report says so."""
+    assert "claims" not in finished.planned()
+    finished.write(STUDY | {"claims": True})
+    jobs = finished.planned()
+    judged = finished.run()
+    finished.write(STUDY)
+    assert runs_of(jobs) == []
+    assert {"claims", "report"} < set(jobs)
+    assert judged.returncode == 0, judged.stdout
+    table = pd.read_csv(finished.results / "claims.csv")
+    assert set(table["verdict"]) == {"undecided"}
+    assert table.loc[table["claim"] == "C1", "reason"].str.contains("n = 1 < 3").all()
+    assert "0 supported, 0 not supported, 9 undecided" in (finished.results / "report.html").read_text()

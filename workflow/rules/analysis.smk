@@ -6,6 +6,8 @@ STUDY_TEXT = json.dumps(dict(config), sort_keys=True)
 FIGURES = "loss_vs_steps loss_vs_forward_passes final_loss_vs_lr_by_q loss_heatmap_lr_q time_and_memory pareto_memory pareto_passes".split()
 
 PROBES = expand(rules.probe.output, run=STUDY.probed())
+# claims.csv belongs to a study only where it says so; the rule is there for all.
+CLAIMS = [f"{RESULTS}/claims.csv"] * STUDY.workflow.claims
 
 
 rule summary:
@@ -57,11 +59,31 @@ rule plots:
         " {params.per_run} > {log} 2>&1"
 
 
+rule claims:
+    input:
+        csv=expand(rules.train.output.csv, run=STUDY.runs),
+        outcomes=expand(rules.train.output.outcome, run=STUDY.runs),
+        probes=PROBES,
+    output:
+        f"{RESULTS}/claims.csv",
+    log:
+        f"{RESULTS}/job_logs/claims.log",
+    localrule: True
+    conda:
+        "../../envs/zo.yaml"
+    params:
+        study=STUDY_TEXT,
+        results=lambda wildcards: RESULTS,
+    shell:
+        "python -m zo claims {params.results}/csv_logs --study {params.study:q} --out {output} > {log} 2>&1"
+
+
 rule report:
     input:
         csv=expand(rules.train.output.csv, run=STUDY.runs),
         outcomes=expand(rules.train.output.outcome, run=STUDY.runs),
         probes=PROBES,
+        claims=CLAIMS,
     output:
         report(
             f"{RESULTS}/report.html",

@@ -95,6 +95,11 @@ def keep_flags(run):
 GPUS_PER_RUN = 0 if STUDY.workflow.gpus == "none" else STUDY.workflow.gpus_per_run
 
 
+def literal(text):
+    """A word of the jobs' shell, whatever is in it; Snakemake formats the prefix that it stands in."""
+    return quote(text).replace("{", "{{").replace("}", "}}")
+
+
 def run_memory_mb(wildcards, attempt):
     """MB of host memory of a run's job. Local sweeps have no limit, so nothing waits for it there."""
     return attempt * job_memory_mb(read_spec(wildcards.run), GPUS_PER_RUN)
@@ -122,10 +127,10 @@ wildcard_constraints:
 # has what the cluster gave it.
 LOCAL = workflow.nodes is None and not workflow.remote_exec
 GPUS = checked(choose_gpus, STUDY.workflow.gpus) if LOCAL else []
-ENVIRONMENT = {"PYTHONPATH": f"{workflow.basedir}:${{{{PYTHONPATH-}}}}"}
+ENVIRONMENT = {"PYTHONPATH": literal(workflow.basedir) + ":${{PYTHONPATH-}}"}
 if LOCAL:
     ENVIRONMENT |= {
-        "CUDA_VISIBLE_DEVICES": quote(",".join(GPUS)),
+        "CUDA_VISIBLE_DEVICES": literal(",".join(GPUS)),
         SLOTS: STUDY.workflow.jobs_per_gpu,
     }
 
@@ -135,7 +140,7 @@ if LOCAL:
 # Jobs use the python that runs snakemake, and this checkout's zo. Not with `--sdm conda`, which activates the
 # rule's environment before this prefix: ours would hide its python.
 if not workflow.deployment_settings.deployment_method:
-    ENVIRONMENT["PATH"] = f"{os.path.dirname(sys.executable)}:$PATH"
+    ENVIRONMENT["PATH"] = literal(os.path.dirname(sys.executable)) + ":$PATH"
 EXPORTS = " ".join(f"{name}={value}" for name, value in ENVIRONMENT.items())
 shell.prefix(
     "set -euo pipefail; trap 'exit 130' INT; trap 'exit 143' TERM;"

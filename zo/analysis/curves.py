@@ -160,7 +160,7 @@ def _meet(arm: tuple, fo: tuple, kind: str) -> dict:
     nobody = pd.Series(dtype=float)
     if not start < end:
         return _lay_budget(arm, fo[0]["lr"], kind, np.nan, nobody, nobody)
-    mine, theirs = (_read_at(found, mine, BUDGETS[kind], end) for _, mine, found in (arm, fo))
+    mine, theirs = (read_at(found, mine, BUDGETS[kind], end) for _, mine, found in (arm, fo))
     return _lay_budget(arm, fo[0]["lr"], kind, end, mine, theirs)
 
 
@@ -187,7 +187,7 @@ def _lay_budget(
     return row | {"difference": gap.mean, "low": gap.low, "high": gap.high, "n": gap.n}
 
 
-def _read_at(curves: dict, runs: pd.DataFrame, cost: str, budget: float) -> pd.Series:
+def read_at(curves: dict, runs: pd.DataFrame, cost: str, budget: float) -> pd.Series:
     """Read each run's loss at `budget`, indexed by seed; `budget` lies within every curve."""
     seeds = index_seeds(runs)
     values = [np.interp(budget, curve[cost], curve["loss"]) for curve in curves.values()]

@@ -15,7 +15,9 @@ from zo.analysis.table import spell_lr
 
 SAFE = sns.color_palette("colorblind").as_hex()
 COLORS = {"FO": SAFE[3], "Calibrate": SAFE[2], "Instruct": SAFE[4], "Random": "0.45", "Frozen": "0.15"}
+COLORS |= {"LayerwiseFO": SAFE[1], "LayerwiseZO": SAFE[5], "LayerwiseFrozen": SAFE[7]}
 MARKERS = {"FO": "o", "Calibrate": "P", "Instruct": "X", "Random": "", "Frozen": ""}
+MARKERS |= {"LayerwiseFO": "8", "LayerwiseZO": "*", "LayerwiseFrozen": ""}
 DASHES = {"Random": (0, (6, 2)), "Frozen": (0, (1, 1.5))}
 ZO_MARKERS, ZO_DASHES = "v^sD<>ph", ("-", (0, (7, 1)), (0, (4, 1, 1, 1)), (0, (3, 1)))
 MAX_PANELS = 12

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from zo.analysis import answer, lost, provenance, stats
 from zo.analysis.captions import state_basis, write_captions
+from zo.analysis.claims import COLUMNS, LEVELS, count_verdicts, lay_cards
 from zo.analysis.collect import NOTES, TITLES, Reading, read_folder
 from zo.analysis.layout import spread
 from zo.analysis.panels import say_n
@@ -22,8 +23,8 @@ from zo.analysis.verdicts import WITHHELD, state_comparisons
 from zo.files import make_folder, write_aside
 
 QUESTION = "Where, how far and at what cost does zeroth-order training keep up with backprop?"
-EXTRAS = {"claims": "Claims"}
-"""Tables that other commands leave beside summary.csv, shown where they are there: <name>.csv."""
+CLAIMS = "claims.csv"
+"""The verdicts that `zo claims` leaves beside summary.csv, shown where they are."""
 NUMBER = re.compile(r"([-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|inf))([kMG]?)(?=$|[\s/])")
 SUFFIXES = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}
 SHOWN = 0.55
@@ -86,7 +87,8 @@ def render_report(reading: Reading) -> str:
         commands=[provenance.tell_command(reading.logs, run) for run in runs["run"]],
         targets=[provenance.name_target(reading.logs, run) for run in runs["run"]],
         figures={name: (captions[name], encode(png), find_width(png)) for name, png in pictures.items()},
-        extras=read_extras(reading),
+        claims=read_claims(reading),
+        levels=LEVELS,
         problems=lost.find_problems(reading.logs, runs) + lost.find_lost(reading.unfinished),
         settings=provenance.list_settings(reading.logs),
         machines=provenance.list_machines(reading.logs),
@@ -189,14 +191,21 @@ def _sort_key(value: object) -> str:
     return str(value) if number is None else ("inf" if math.isinf(number) else repr(number))
 
 
-def read_extras(reading: Reading) -> dict[str, Table]:
-    """Read the tables of `EXTRAS` that stand in the results folder, as they are."""
-    paths = {title: reading.logs.folder.parent / f"{name}.csv" for name, title in EXTRAS.items()}
-    found = {title: path for title, path in paths.items() if path.is_file()}
-    return {
-        title: lay_frame(title, pd.read_csv(path, dtype=str, keep_default_na=False))
-        for title, path in found.items()
-    }
+def read_claims(reading: Reading) -> dict | None:
+    """Read the claims of the results folder: their count, and a card with its table for each; None: none.
+
+    A `claims.csv` from elsewhere that lacks columns is shown as the table that it is.
+    """
+    path = reading.logs.folder.parent / CLAIMS
+    if not path.is_file():
+        return None
+    table = pd.read_csv(path)
+    if not set(COLUMNS) <= set(table):
+        plain = lay_frame("Claims", pd.read_csv(path, dtype=str, keep_default_na=False))
+        return {"plain": plain}
+    cards = lay_cards(table.astype({"n": "Int64"}))
+    tables = [lay_frame(f"{card.name}: every comparison", card.shown) for card in cards]
+    return {"counts": count_verdicts(table), "cards": list(zip(cards, tables, strict=True))}
 
 
 def find_width(png: bytes) -> int:

@@ -4,16 +4,19 @@ A UserError is one line on stderr and exit status 2. What is heavy is imported b
 """
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from zo.causes import TRY_AGAIN, is_out_of_memory
-from zo.cli import checking, probing, reading, sweeping, training
+from zo.cli import checking, planning, probing, reading, sweeping, training
 from zo.errors import UserError
 
 PROGRAM = "zo"
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+"""What a file system says to a path that cannot be used: the user's to mend, no bug."""
 
 
 class Command(NamedTuple):
@@ -31,6 +34,9 @@ COMMANDS = {
         sweeping.add_sweep_flags,
         "run a grid given by flags through the Snakemake workflow",
     ),
+    "plan": Command(
+        planning.plan, planning.add_plan_flags, "tell what a study will take: passes, hours, disk, memory"
+    ),
     "status": Command(sweeping.status, sweeping.add_status_flags, "show how far every run of a sweep is"),
     "pack": Command(sweeping.pack, sweeping.add_pack_flags, "pack a study into one archive"),
     "prune": Command(sweeping.prune, sweeping.add_prune_flags, "delete what finished runs no longer need"),
@@ -38,6 +44,9 @@ COMMANDS = {
     "analyze": Command(reading.analyze, reading.add_analyze_flags, "summarize a folder of CSV logs"),
     "plot": Command(reading.plot, reading.add_plot_flags, "draw the figures of a folder of CSV logs"),
     "stats": Command(reading.stats, reading.add_stats_flags, "print the statistics of a folder of CSV logs"),
+    "claims": Command(
+        reading.claims, reading.add_claims_flags, "judge the paper's claims by a folder of CSV logs"
+    ),
     "report": Command(
         reading.report, reading.add_report_flags, "write the report of a folder of CSV logs: one HTML file"
     ),
@@ -76,6 +85,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `zo stats ... | head`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
         return 0
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "zo":
+            raise
+        remedy = "pip install -c envs/pins.txt -e '.[dev]', or take the python of .venv"
+        print(
+            f"{PROGRAM} {words[0]}: {sys.executable} has no package {error.name}: {remedy}", file=sys.stderr
+        )
+        return 2
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        print(f"{PROGRAM} {words[0]}: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     except Exception as error:  # while it was imported, say: no step that could be made smaller
         if not is_out_of_memory(error):
             raise

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 from types import UnionType
-from typing import Union, get_args, get_origin
+from typing import Literal, Union, get_args, get_origin
 
 from zo.errors import UserError
 
@@ -11,12 +11,21 @@ from zo.errors import UserError
 def add_setting(parser, key: str, info, required: bool = False) -> None:
     """Add one field of a pydantic model as a flag; values stay text, the model reads and checks them."""
     flag = "--" + key.replace("_", "-")
-    default = "" if info.is_required() or info.default is None else f" (default {info.default})"
-    text = f"{info.description}{default}".replace("%", "%%")
+    text = describe_setting(info)
     if info.annotation is bool:
         parser.add_argument(flag, dest=key, action=argparse.BooleanOptionalAction, default=None, help=text)
         return
     parser.add_argument(flag, dest=key, metavar=_metavar(info.annotation), required=required, help=text)
+
+
+def describe_setting(info, many: bool = False) -> str:
+    """What --help says of a field: its meaning, the words it may be, and its default."""
+    words = get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
+    missing = not words or (str(words[0]) in info.description and str(words[-1]) in info.description)
+    parts = [info.description] + ([] if missing else [f"one of {', '.join(words)}"])
+    parts += ["several with commas"] * many
+    default = "" if info.is_required() or info.default in (None, ()) else f" (default {info.default})"
+    return f"{'; '.join(parts)}{default}".replace("%", "%%")
 
 
 def _metavar(annotation) -> str:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from zo.cli.flags import add_setting, results_flag
+from zo.cli.flags import add_setting, describe_setting, results_flag
 from zo.errors import unknown
 
 
@@ -16,8 +16,8 @@ def add_sweep_flags(parser) -> None:
     )
     for key, info in RunSpec.model_fields.items():
         flag = "--" + PLURAL.get(key, key).replace("_", "-")
-        many = ", a list with commas" if key in AXES else ""
-        text = f"{info.description}{many}".replace("%", "%%")
+        many = key in AXES
+        text = describe_setting(info, many)
         parser.add_argument(flag, dest=key, metavar="A,B,..." if many else "X", help=text)
     parser.add_argument("--parallel", type=int, default=4, metavar="N", help="runs at once (default 4)")
     parser.add_argument("--gpus", metavar="IDS", help="GPU ids to use, e.g. 0,1,2,3; none: the CPU")
@@ -28,7 +28,9 @@ def add_sweep_flags(parser) -> None:
         if key not in ("study", "gpus", "threads"):  # above, for they mean more here
             add_setting(parser, key, info)
     parser.add_argument(
-        "--quick", action="store_true", help="a small grid that takes about a minute on a CPU"
+        "--quick",
+        action="store_true",
+        help="a grid of a minute on a CPU: FO, ZO with q = 1 and 8, Frozen; further flags change it",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the runs and stop")
     parser.add_argument("snakemake", nargs="*", metavar="-- ARG", help="passed on to snakemake")

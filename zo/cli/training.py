@@ -70,7 +70,7 @@ def train(options) -> int:
     _start_logging(files.job_log if options.job_log else None, place.rank if place else 0)
     if options.gpus is not None:
         taken = take_gpus(options.gpus)
-        log.info("GPUs: %s", ",".join(taken) or "none")
+        log.info("GPUs: %s", ",".join(taken) or "none: on the CPU")
         if taken:
             _own_compile_caches(files.folder)
     limit_threads(options.threads)
@@ -126,7 +126,7 @@ def _train_here(spec, options, place) -> int:
 
 
 def read_spec(options):
-    from zo.spec import LENGTHS, RunSpec
+    from zo.spec import LENGTHS, RunSpec, uses
 
     given = {key: value for key in RunSpec.model_fields if (value := getattr(options, key)) is not None}
     if options.spec:
@@ -142,6 +142,8 @@ def read_spec(options):
     if not any(key in given for key in LENGTHS):
         given["epochs"] = 1
     spec = RunSpec.make(**given)
+    if unread := [f"--{key}" for key in given if not uses(spec.mode, key)]:
+        print(f"zo train: mode {spec.mode} does not read {', '.join(unread)}: left out", file=sys.stderr)
     for flag in ("parallel_q_computation", "parallel_batch_size"):
         if getattr(options, flag) is not None and not spec.query_budget_q:
             raise UserError(f"--{flag} or its --no- form: mode {spec.mode} makes no queries: drop it")

@@ -1,0 +1,242 @@
+"""The arms of a claim at a budget: which runs, at which learning rate, with what loss for each seed.
+
+The rules stand in docs/claims.md. An arm is a method in a scope; its other settings are those that are best
+at the budget.
+"""
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from zo.analysis.curves import BUDGETS, index_seeds, read_at, read_curves
+from zo.analysis.layout import shorten
+from zo.analysis.probes import read_probes
+from zo.analysis.stats import EDGE_WARNINGS, flag_edge, list_context, list_knobs, name_method, pick_score
+from zo.analysis.table import Logs, spell_lr
+from zo.sizes import SIZES
+
+UNTUNED = ("Frozen", "Random", "LayerwiseFrozen")
+"""Controls: the smallest step is always best for them, so that their learning rates have no edge."""
+ROUNDING = 1 - 1e-9
+"""A budget is reached but for rounding."""
+
+
+class Lacking(Exception):
+    """What a claim compares is not among the runs; the message says what."""
+
+
+class Arm(NamedTuple):
+    """A method in a scope; `q` None: at its best number of queries."""
+
+    mode: str
+    scope: str = "full"
+    q: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.mode}{'' if self.q is None else f' q={self.q}'}, {self.scope}"
+
+
+class Budget(NamedTuple):
+    """An amount of steps, tokens, forward-pass equivalents or seconds (the kinds of BUDGETS)."""
+
+    kind: str
+    amount: float
+
+    @property
+    def column(self) -> str:
+        """The column of a curve that counts it."""
+        return BUDGETS[self.kind]
+
+    def __str__(self) -> str:
+        return f"{shorten(self.amount)} {self.kind}"
+
+
+class Cell(NamedTuple):
+    """An arm's runs at one setting of all but learning rate and seed.
+
+    `complete`: the runs of each learning rate with which every seed finished; `tried`: those rates, and the
+    ones that diverged.
+    """
+
+    name: str
+    q: int
+    runs: pd.DataFrame
+    complete: dict[float, pd.DataFrame]
+    tried: list[float]
+
+
+class Choice(NamedTuple):
+    """An arm at the cell and the learning rate that are best at a budget: `losses` (nats) by seed."""
+
+    cell: Cell
+    losses: pd.Series
+    told: str
+    doubts: tuple[str, ...]
+
+
+class Evidence:
+    """The runs of one context with their curves and probes.
+
+    The main context: the smallest model size (`largest`: the largest), and of several batch sizes, data sets
+    or the like the one with the most runs.
+    """
+
+    def __init__(self, logs: Logs, runs: pd.DataFrame, backward_cost: float = 2.0, largest: bool = False):
+        self.logs, self.backward_cost = logs, backward_cost
+        self.score = pick_score(runs)
+        self.runs = keep_context(runs, largest)
+        self._cells: dict[tuple[str, str], list[Cell]] = {}
+
+    @cached_property
+    def curves(self) -> dict[str, pd.DataFrame]:
+        """The measured points of the finished runs, by run."""
+        done = self.runs[self.runs["status"] == "done"]
+        return read_curves(self.logs, done, self.score, self.backward_cost)
+
+    @cached_property
+    def probes(self) -> pd.DataFrame:
+        """The rows of the runs' probes."""
+        probes = read_probes(self.logs)
+        return probes[probes["run"].isin(self.runs["run"])]
+
+    def list_queries(self, scope: str) -> list[int]:
+        """List the query budgets of ZO in a scope."""
+        return sorted(int(q) for q in self._select(Arm("ZO", scope))["q"].unique())
+
+    def share_budget(self, kind: str, *arms: Arm) -> Budget:
+        """Find the largest budget that all arms reach; Frozen stays what it is at any."""
+        return Budget(kind, min(self._reach(arm, kind) for arm in arms if arm.mode != "Frozen"))
+
+    def choose(self, arm: Arm, budget: Budget) -> Choice:
+        """Choose an arm's cell and learning rate: the lowest mean loss at `budget` of those that reach it.
+
+        Raises Lacking where none does.
+        """
+        best, lowest = None, np.inf
+        for cell in self._list_cells(arm):
+            if arm.mode != "Frozen" and self._reach_of_cell(cell, budget.kind) < budget.amount * ROUNDING:
+                continue
+            for rate, runs in cell.complete.items():
+                losses = self._read_losses(runs, budget)
+                if losses.mean() < lowest:
+                    best, lowest = (cell, rate, losses), losses.mean()
+        if best is None:
+            raise Lacking(f"no {arm} that reached {budget}")
+        return self._describe(arm, *best)
+
+    def find_rates(self, choice: Choice, budget: Budget) -> tuple[pd.Series, tuple[str, ...]]:
+        """Find log10 of each seed's best learning rate at `budget` in the cell of a choice, and doubts.
+
+        Refined by `refine_minimum`; a run that diverged has an infinite loss.
+        """
+        cell, found, edges = choice.cell, {}, {}
+        for seed, own in cell.runs[cell.runs["lr"].isin(cell.tried)].groupby("seed"):
+            done = own[(own["status"] == "done") & own["run"].isin(self.curves)]
+            curves = {run: self.curves[run] for run in done["run"]}
+            at = dict(zip(done["lr"], read_at(curves, done, budget.column, budget.amount), strict=True))
+            rates = sorted(own["lr"].unique())
+            losses = np.array([at.get(rate, np.inf) for rate in rates])
+            if edge := flag_edge(rates[losses.argmin()], rates):
+                edges.setdefault(edge, []).append(str(seed))
+            found[seed] = refine_minimum(np.log10(rates), losses)
+        doubts = [
+            f"not tuned: {cell.name}, seed {' '.join(seeds)}: {EDGE_WARNINGS[edge]}"
+            for edge, seeds in edges.items()
+        ]
+        return pd.Series(found, dtype=float), tuple(doubts)
+
+    def _select(self, arm: Arm) -> pd.DataFrame:
+        same = (self.runs["mode"] == arm.mode) & (self.runs["scope"] == arm.scope)
+        return self.runs[same & (self.runs["q"] == arm.q if arm.q is not None else True)]
+
+    def _list_cells(self, arm: Arm) -> list[Cell]:
+        """List the cells of an arm that have a learning rate with which every seed finished."""
+        if arm[:2] not in self._cells:
+            self._cells[arm[:2]] = list(self._cut_cells(arm._replace(q=None)))
+        return [cell for cell in self._cells[arm[:2]] if arm.q in (None, cell.q)]
+
+    def _cut_cells(self, arm: Arm) -> Iterator[Cell]:
+        mine = self._select(arm)
+        planned = set(mine["seed"].dropna())
+        known = mine[mine["status"] != "crashed"]
+        for (q, *_), cell in known.groupby(["q", *list_knobs(self.runs)], dropna=False):
+            complete, tried = {}, []
+            for rate, own in cell.groupby("lr", dropna=False):
+                measured = own[(own["status"] == "done") & own["run"].isin(self.curves)]
+                gone = (own["status"] == "diverged").any()
+                if len(measured) and planned <= set(measured["seed"]):
+                    complete[rate] = measured
+                tried += [rate] if gone or rate in complete else []
+            if complete:
+                name = f"{name_method(cell.iloc[0], self.runs)}, {arm.scope}"
+                yield Cell(name, int(q), cell, complete, tried)
+
+    def _reach_of_cell(self, cell: Cell, kind: str) -> float:
+        """Return the largest budget that every run of a cell's complete rates reached."""
+        runs = [run for own in cell.complete.values() for run in own["run"]]
+        return float(np.min([self.curves[run][BUDGETS[kind]].max() for run in runs]))
+
+    def _reach(self, arm: Arm, kind: str) -> float:
+        if self._select(arm).empty:
+            raise Lacking(f"no {arm}")
+        found = [self._reach_of_cell(cell, kind) for cell in self._list_cells(arm)]
+        if not found:
+            raise Lacking(f"no learning rate of {arm} finished in every seed")
+        if not np.isfinite(found).any():
+            raise Lacking(f"{arm}: {kind} were not logged")
+        return float(np.nanmax(found))
+
+    def _read_losses(self, runs: pd.DataFrame, budget: Budget) -> pd.Series:
+        """Read the losses of one rate's runs at a budget, by seed; Frozen's are what they are at its end."""
+        curves = {run: self.curves[run] for run in runs["run"]}
+        if runs["mode"].iloc[0] == "Frozen":
+            return read_last(curves, runs)
+        return read_at(curves, runs, budget.column, budget.amount)
+
+    def _describe(self, arm: Arm, cell: Cell, rate: float, losses: pd.Series) -> Choice:
+        """Say what was chosen, and what speaks against a verdict on it."""
+        if arm.mode in UNTUNED:
+            return Choice(cell, losses, cell.name, ())
+        doubts, tried = [], ", ".join(map(spell_lr, cell.tried))
+        if edge := flag_edge(rate, cell.tried):
+            doubts.append(f"not tuned: {cell.name}, lr {spell_lr(rate)}: {EDGE_WARNINGS[edge]}")
+        starts = [self.curves[run]["loss"].iloc[0] for run in cell.complete[rate]["run"]]
+        if losses.mean() >= np.mean(starts):
+            doubts.append(f"{cell.name} did not learn: it is no better than the untrained model")
+        if self.score != "final_val_loss":
+            doubts.append("no validation loss was measured: these are training losses")
+        return Choice(cell, losses, f"{cell.name} (lr {spell_lr(rate)} of {tried})", tuple(doubts))
+
+
+def keep_context(runs: pd.DataFrame, largest: bool = False) -> pd.DataFrame:
+    """Keep the runs of the smallest (`largest`) model, and of its commonest batch size, data set ..."""
+    if "model_size" in runs:
+        sizes = [size for size in SIZES if size in set(runs["model_size"])]
+        runs = runs[runs["model_size"] == sizes[-1 if largest else 0]] if sizes else runs
+    others = [axis for axis in list_context(runs) if axis != "scope" and runs[axis].nunique() > 1]
+    if not others:
+        return runs
+    groups = [group for _, group in runs.groupby(others, dropna=False)]
+    return max(groups, key=len)
+
+
+def read_last(curves: dict[str, pd.DataFrame], runs: pd.DataFrame) -> pd.Series:
+    """Return each run's last loss, indexed by seed."""
+    seeds = index_seeds(runs)
+    return pd.Series({seeds[run]: curve["loss"].iloc[-1] for run, curve in curves.items()}, dtype=float)
+
+
+def refine_minimum(x: np.ndarray, y: np.ndarray) -> float:
+    """Return where the parabola through the lowest point and its two neighbours is lowest.
+
+    `x` ascending. The lowest point itself at an end, or beside a value that is not finite.
+    """
+    i = int(np.argmin(y))
+    near = slice(i - 1, i + 2)
+    if i in (0, len(x) - 1) or not np.isfinite(y[near]).all():
+        return float(x[i])
+    square, linear, _ = np.polyfit(x[near] - x[i], y[near], 2)
+    return float(x[i] if square <= 0 else np.clip(x[i] - linear / (2 * square), x[i - 1], x[i + 1]))

@@ -1,0 +1,222 @@
+"""The paper's claims C1 to C8 as comparisons of arms, with the region that each effect must lie in.
+
+The rules were fixed before the runs; docs/claims.md tells them in words. Every threshold is our choice.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from zo.analysis.claims_arms import Arm, Evidence, Lacking
+from zo.analysis.claims_compare import (
+    ABOVE_0,
+    BELOW_0,
+    Comparison,
+    Region,
+    hold_contest,
+    oppose,
+    show_share,
+    subtract,
+    subtract_shares,
+)
+from zo.analysis.claims_probes import compare_cosines
+from zo.analysis.curves import BUDGETS, SLACK
+from zo.analysis.intervals import Interval, difference_interval, mean_interval
+from zo.laws import best_rate_ratio
+
+VARIANCE_MARGIN = 0.05
+"""C6 [nats]: by how much one query a step may be worse than many and still not be at a disadvantage."""
+STEPS, TOKENS, PASSES, SECONDS = BUDGETS
+TRIO = ("Frozen", "ZO", "FO")
+
+
+class Claim(NamedTuple):
+    """A claim of the paper and the comparisons that it rests on.
+
+    `compare` raises Lacking where an arm is not there; `over`: what its n counts, seeds or estimates.
+    `largest`: it looks at the largest model of the study, not at the main context.
+    """
+
+    name: str
+    statement: str
+    compare: Callable[[Evidence], Iterator[Comparison]]
+    over: str = "seeds"
+    largest: bool = False
+
+
+def compare_full_scope(evidence: Evidence) -> Iterator[Comparison]:
+    """C1: ZO at its best q minus FO, scope full, > 0 at equal steps, tokens and passes; seconds are shown.
+
+    Where every run reads as many tokens a step, equal tokens are equal steps, and one comparison with them.
+    """
+    steps, tokens, passes = (
+        oppose(evidence, Arm("ZO"), Arm("FO"), kind, ABOVE_0) for kind in (STEPS, TOKENS, PASSES)
+    )
+    alike = np.allclose(steps.measure(0.95), tokens.measure(0.95), equal_nan=True)
+    yield from (steps, tokens._replace(stands_for=int(not alike)), passes)
+    with suppress(Lacking):
+        yield oppose(evidence, Arm("ZO"), Arm("FO"), SECONDS)
+
+
+def compare_scopes(evidence: Evidence) -> Iterator[Comparison]:
+    """C3: the share of FO's gain over Frozen that ZO reaches is larger in scope reduced than in full."""
+    arms = {scope: [Arm(mode, scope) for mode in TRIO] for scope in ("reduced", "full")}
+    budget = evidence.share_budget(PASSES, *arms["reduced"], *arms["full"])
+    reduced, full = (hold_contest(evidence, scope, budget, *own) for scope, own in arms.items())
+    yield subtract_shares(reduced, full)
+    for contest in (reduced, full):
+        yield show_share(contest)
+        yield subtract(contest.zo, contest.fo, f"ZO minus FO, {contest.way}", budget)
+    yield subtract(reduced.zo, full.zo, "ZO, reduced minus full", budget)
+
+
+def compare_layerwise(evidence: Evidence) -> Iterator[Comparison]:
+    """C4: ZO's share of FO's gain is larger layer by layer than in scope full, at equal steps.
+
+    LayerwiseFrozen is the floor there: its blocks are never trained. That ZO's phases end below it is
+    judged too, for a share of nothing is no share.
+    """
+    layers, plain = [Arm(f"Layerwise{mode}") for mode in TRIO], [Arm(mode) for mode in TRIO]
+    budget, end = evidence.share_budget(STEPS, *layers, *plain), evidence.share_budget(STEPS, *layers)
+    by_layer = hold_contest(evidence, "layer-wise", budget, *layers)
+    full = hold_contest(evidence, "full", budget, *plain)
+    is_cut = budget.amount * SLACK < end.amount
+    yield subtract_shares(by_layer, full, (f"the layer-wise schedules of {end} are cut short",) * is_cut)
+    what = "what ZO's phases add, LayerwiseZO minus LayerwiseFrozen"
+    yield subtract(by_layer.zo, by_layer.floor, what, budget, BELOW_0)
+    for contest in (by_layer, full):
+        yield show_share(contest)
+    for choice, arm in zip((by_layer.floor, by_layer.zo, by_layer.fo), layers, strict=True):
+        yield subtract(choice, full.fo, f"{arm.mode} minus FO", budget)
+
+
+def compare_queries(evidence: Evidence) -> Iterator[Comparison]:
+    """C5: the most queries minus the fewest, at equal steps, < 0; neighbours and equal passes are shown."""
+    arms = _list_queries(evidence)
+    yield oppose(evidence, arms[-1], arms[0], STEPS, BELOW_0)
+    for fewer, more in pairwise(arms) if len(arms) > 2 else ():
+        with suppress(Lacking):
+            yield oppose(evidence, more, fewer, STEPS)
+    with suppress(Lacking):
+        yield oppose(evidence, arms[-1], arms[0], PASSES)
+
+
+def compare_variance(evidence: Evidence) -> Iterator[Comparison]:
+    """C6: the fewest queries (many steps) minus the most (few), at equal passes, < VARIANCE_MARGIN."""
+    arms = _list_queries(evidence)
+    yield oppose(evidence, arms[0], arms[-1], PASSES, (-np.inf, VARIANCE_MARGIN))
+
+
+def compare_rates(evidence: Evidence) -> Iterator[Comparison]:
+    """C7a: log10 of ZO's best learning rate over FO's, by seed, < 0 at every q, at equal steps."""
+    yield from _compare_rates_at(evidence, STEPS, BELOW_0)
+    with suppress(Lacking):
+        yield from _compare_rates_at(evidence, PASSES)
+
+
+def compare_rate_growth(evidence: Evidence) -> Iterator[Comparison]:
+    """C7b: the slope of log10 of ZO's best learning rate against log10 q, by seed, > 0 at equal steps."""
+    arms = _list_queries(evidence)
+    yield _fit_rates_at(evidence, arms, STEPS, ABOVE_0)
+    with suppress(Lacking):
+        yield _fit_rates_at(evidence, arms, PASSES)
+    yield from _show_law(evidence, [arm.q for arm in arms])
+
+
+def compare_memory(evidence: Evidence) -> Iterator[Comparison]:
+    """C8: FO's peak memory minus ZO's > 0 at the largest model; what each needs above Frozen is shown.
+
+    By seed FO's least peak and ZO's largest, over learning rates and queries: against the claim.
+    """
+    peaks = {"FO": _read_peaks(evidence, "FO").min(), "ZO": _read_peaks(evidence, "ZO").max()}
+    size = evidence.runs["model_size"].iloc[0] if "model_size" in evidence.runs else "the only"
+    where = f"scope full, model {size}, batch size {evidence.runs['batch_size'].iloc[0]}"
+    gap = partial(difference_interval, peaks["FO"], peaks["ZO"])
+    yield Comparison("peak memory, FO minus ZO", "MB", gap, where, ABOVE_0)
+    with suppress(Lacking):
+        frozen = _read_peaks(evidence, "Frozen").mean()
+        for mode, peak in peaks.items():
+            above = partial(difference_interval, peak, frozen)
+            yield Comparison(f"peak memory, {mode} above Frozen (inference)", "MB", above, where)
+
+
+CLAIMS = (
+    Claim("C1", "Full-scope ZO falls behind FO", compare_full_scope),
+    Claim(
+        "C2", "Dimension is the obstacle: the cosine follows its law in d and q", compare_cosines, "estimates"
+    ),
+    Claim("C3", "With a reduced scope ZO comes closer to FO", compare_scopes),
+    Claim("C4", "Layer by layer ZO comes closer to FO", compare_layerwise),
+    Claim("C5", "At equal steps more queries lower the loss", compare_queries),
+    Claim("C6", "Variance is not in itself a disadvantage", compare_variance),
+    Claim("C7a", "ZO's best learning rate lies below FO's", compare_rates),
+    Claim("C7b", "ZO's best learning rate grows with q", compare_rate_growth),
+    Claim("C8", "ZO saves memory", compare_memory, largest=True),
+)
+
+
+def find_slope(queries: list[int], rates: pd.Series) -> float:
+    """Return the least-squares slope of log10 rates against log10 q."""
+    return float(np.polyfit(np.log10(queries), rates.to_numpy(float), 1)[0])
+
+
+def _list_queries(evidence: Evidence) -> list[Arm]:
+    """List the arms of C5 to C7: ZO in scope full, fewest queries first; at least two."""
+    queries = evidence.list_queries("full")
+    if len(queries) < 2:
+        raise Lacking("no second number of queries in ZO, full" if queries else "no ZO, full")
+    return [Arm("ZO", q=q) for q in queries]
+
+
+def _find_rates(evidence: Evidence, arms: list[Arm], kind: str) -> tuple[dict[Arm, tuple], str]:
+    """Find each seed's best log10 learning rate of each arm, with its doubts, and the budget in words."""
+    budget = evidence.share_budget(kind, *arms)
+    found = {arm: evidence.find_rates(evidence.choose(arm, budget), budget) for arm in arms}
+    return found, f"at {budget}; each seed's best rate"
+
+
+def _compare_rates_at(evidence: Evidence, kind: str, region: Region = None) -> Iterator[Comparison]:
+    arms = [Arm("ZO", q=q) for q in evidence.list_queries("full")] or [Arm("ZO")]
+    found, said = _find_rates(evidence, [Arm("FO"), *arms], kind)
+    fo, doubt = found.pop(Arm("FO"))
+    for arm, (own, doubts) in found.items():
+        measure, quantity = partial(difference_interval, own, fo), f"log10 lr(ZO q={arm.q}) / lr(FO)"
+        yield Comparison(quantity, "decades", measure, f"{arm} against FO {said}", region, doubt + doubts)
+
+
+def _fit_rates_at(evidence: Evidence, arms: list[Arm], kind: str, region: Region = None) -> Comparison:
+    found, said = _find_rates(evidence, arms, kind)
+    queries = [arm.q for arm in arms]
+    table = pd.DataFrame({arm.q: own for arm, (own, _) in found.items()}).dropna()
+    slopes = [find_slope(queries, row) for _, row in table.iterrows()]
+    doubts = tuple(doubt for _, own in found.values() for doubt in own)
+    said = f"ZO, full, q = {', '.join(map(str, queries))}, {said}"
+    quantity, unit = f"slope of log10 lr against log10 q at equal {kind}", "decades/decade"
+    return Comparison(quantity, unit, partial(mean_interval, slopes), said, region, doubts)
+
+
+def _show_law(evidence: Evidence, queries: list[int]) -> Iterator[Comparison]:
+    """Show the slope that the quadratic law q/(q + 1 + r) has over the same q, for r = d."""
+    facts = [evidence.logs.specs[run] for run in evidence.runs.query("scope == 'full'")["run"]]
+    counts = [fact["trainable_parameters"] for fact in facts if "trainable_parameters" in fact]
+    if counts:
+        d = max(counts)
+        law = pd.Series([np.log10(best_rate_ratio(q, d)) for q in queries])
+        slope = Interval(find_slope(queries, law), np.nan, np.nan, 0)
+        said = f"q/(q + 1 + r) with r = d = {d}: one SGD step on a quadratic"
+        yield Comparison("the law's slope, for reference", "decades/decade", lambda _: slope, said)
+
+
+def _read_peaks(evidence: Evidence, mode: str):
+    """Group the peak memory (MB) of a method's finished runs in scope full by seed."""
+    runs = evidence.runs
+    mine = runs[(runs["mode"] == mode) & (runs["scope"] == "full") & (runs["status"] == "done")]
+    mine = mine[mine["peak_memory_mb"].notna()]
+    if mine.empty:
+        raise Lacking(f"no finished {mode}, full, with a peak of memory at the largest model")
+    return mine.groupby("seed")["peak_memory_mb"]
