@@ -144,7 +144,7 @@ def _allowed(key: str, info) -> str:
     signs = {"ge": "from {}", "gt": "above {}", "le": "to {}", "lt": "below {}"}
     found = [(text, getattr(limit, sign, None)) for limit in info.metadata for sign, text in signs.items()]
     names = {int: "whole number", float: "number", bool: "`true`, `false`", str: "text"}
-    names[tuple[str, ...]] = "text or list of them"
+    names |= {tuple[str, ...]: "text or list of them", tuple[zo.study.Step, ...]: "whole numbers from 1"}
     return " ".join(
         [names[kind], *(text.format(_limit(value)) for text, value in found if value is not None)]
     )

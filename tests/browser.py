@@ -9,6 +9,8 @@ import pytest
 
 WIDTHS = (1280, 390)
 """A desk and a phone, CSS pixels."""
+SCREEN = 900
+"""Height of the window."""
 SCHEMES = ("light", "dark")
 
 
@@ -33,7 +35,7 @@ def open_browser() -> Iterator:
 
 def show(driver, page: Path, width: int = 1280, scheme: str = "light") -> None:
     """Open a file at a width and in a colour scheme."""
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    size = {"width": width, "height": SCREEN, "deviceScaleFactor": 1, "mobile": False}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})

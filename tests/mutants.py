@@ -57,6 +57,7 @@ JOB = "tests/unit/test_job.py"
 STATUS = "tests/unit/test_status.py"
 ARCHIVE = "tests/unit/test_archive.py"
 PRUNE = ("tests/unit/test_prune.py",)
+KEPT = ("tests/unit/test_kept.py",)
 FORECAST, PACE = ("tests/unit/test_forecast.py",), ("tests/unit/test_pace.py",)
 MEASURE = ("tests/unit/test_measure.py",)
 FOOTPRINT = ("tests/unit/test_footprint.py", "-k", "job or epoch or ledger")
@@ -79,6 +80,26 @@ class Mutant(NamedTuple):
     places: int = 1
 
 
+KEPT_FIRST = """\
+            if logs and ledger.step in run.keep_steps:
+                # Before the checkpoint: a run that goes on from it does not make these weights again.
+                kept = checkpoint_path(make_folder(files.kept), ledger.step)
+                write_checkpoint(kept, run.checkpoint(None))
+            if last or told or ledger.step % spec.checkpoint_interval == 0:
+                ranks.require_same(f"the weights at step {ledger.step}", run.weights_digest)
+                if logs:
+                    save_checkpoint(files.checkpoints, run.checkpoint(logs.lengths()))
+"""
+KEPT_LAST = """\
+            if last or told or ledger.step % spec.checkpoint_interval == 0:
+                ranks.require_same(f"the weights at step {ledger.step}", run.weights_digest)
+                if logs:
+                    save_checkpoint(files.checkpoints, run.checkpoint(logs.lengths()))
+            if logs and ledger.step in run.keep_steps:
+                # Before the checkpoint: a run that goes on from it does not make these weights again.
+                kept = checkpoint_path(make_folder(files.kept), ledger.step)
+                write_checkpoint(kept, run.checkpoint(None))
+"""
 IN_PLACE = """\
         if members.count == 1:
             for sign in (1, -1):
@@ -396,6 +417,15 @@ MUTANTS = [
     Mutant("a method that climbs has learned", "analysis/guards.py", "            if gap >= 0:", "            if gap >= 99:", (*GUARDS, "-k", "swapped")),
     Mutant("training loss passes for validation loss", "analysis/guards.py", '== "final_loss":', '== "nothing":', (*GUARDS, "-k", "taken_for")),
     Mutant("no control is missed", "analysis/guards.py", "    if missing:\n", "    if False:\n", (*GUARDS, "-k", "control")),
+    Mutant("a lead that passes bought", "analysis/guards.py", "return leader if most[PASSES] > (1 + TOLERANCE) * least[PASSES] else None", "return None", (*GUARDS, "-k", "bought")),
+    Mutant("FO's lead is never bought", "analysis/guards.py", 'most, least = (theirs, mine) if leader == "FO" else (mine, theirs)', "most, least = mine, theirs", (*GUARDS, "-k", "nor_does")),
+    Mutant("a lead without a control", "analysis/guards.py", "yield Finding(\"no control\", scene.where, message, remedy, leads)", "yield Finding(\"no control\", scene.where, message, remedy)", (*GUARDS, "-k", "control")),
+    Mutant("an interval that holds 0 leads", "analysis/guards.py", 'return row["mode"] if row["minus_FO_high"] < 0 else None', 'return row["mode"] if row["minus_FO"] < 0 else None', (*GUARDS, "-k", "loses_nothing")),
+    Mutant("kept weights lost with a kill", "loop.py", KEPT_FIRST, KEPT_LAST, (*KEPT, "-k", "killed")),
+    Mutant("kept weights of the run before", "train.py", "        files.drop_kept()", "        pass", (*KEPT, "-k", "starts_over")),
+    Mutant("places in the order of the flag", "probe_run.py", "places = sorted(set(places), key=place_order)", "places = list(places)", (*KEPT, "-k", "order")),
+    Mutant("kept weights go before their probe", "prune.py", 'if kind == "kept":', "if False:", (*KEPT, "-k", "pruning")),
+    Mutant("a study's backward_cost unread", "cli/reading.py", "cost = study.workflow.backward_cost if study else 2.0", "cost = 2.0", (*REPORT, "-k", "backward")),
     Mutant("a divergence in part unsaid", "analysis/guards.py", "        if gone and left:", "        if False:", (*GUARDS, "-k", "in_part")),
     Mutant("a beaten point on the front", "analysis/pareto.py", "(best < lowest)", "(best <= lowest + 1)", PARETO),
     Mutant("memory that FO does not fit in", "analysis/curves.py", "<= SLACK * limit", "<= np.inf", (*PARETO, "-k", "must_fit")),

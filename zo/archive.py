@@ -10,9 +10,15 @@ from zo.errors import UserError
 from zo.files import open_aside
 
 TOP = ("study.yaml", "sweep.json", "sweep.log", "summary.*", "report.html")
-FOLDERS = {"csv_logs": "*.csv", "job_logs": "*.log", "plots": "**/*.png", "cache": "*/meta.json"}
+FOLDERS = {
+    "csv_logs": "*.csv",
+    "job_logs": "*.log",
+    "plots": "**/*.png",
+    "probes": "*.csv",
+    "cache": "*/meta.json",
+}
 RUN_FILES = ("*.json", "scalars.jsonl", "log.csv", "benchmark.tsv")
-CHECKPOINTS = ("final.safetensors", "checkpoints/step-*.safetensors")
+CHECKPOINTS = ("final.safetensors", "checkpoints/step-*.safetensors", "kept/step-*.safetensors")
 EPOCH = 315532800
 """1980-01-01, the time of every member: when a file was written is no part of a result."""
 

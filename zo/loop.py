@@ -13,7 +13,8 @@ from typing import Any
 from tqdm import tqdm
 
 from zo.causes import RankLost
-from zo.checkpoint import save_checkpoint
+from zo.checkpoint import checkpoint_path, save_checkpoint, write_checkpoint
+from zo.files import make_folder
 from zo.ledger import peak_memory_mb
 from zo.methods import METHODS
 from zo.record import Logs, RunFiles
@@ -72,6 +73,10 @@ def step_to_end(run: Run, files: RunFiles, logs: Logs | None) -> Outcome:
             bar.update()
             if outcome:
                 return outcome
+            if logs and ledger.step in run.keep_steps:
+                # Before the checkpoint: a run that goes on from it does not make these weights again.
+                kept = checkpoint_path(make_folder(files.kept), ledger.step)
+                write_checkpoint(kept, run.checkpoint(None))
             if last or told or ledger.step % spec.checkpoint_interval == 0:
                 ranks.require_same(f"the weights at step {ledger.step}", run.weights_digest)
                 if logs:

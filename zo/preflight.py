@@ -128,10 +128,14 @@ def _largest(specs: Sequence[RunSpec]) -> int:
 
 
 def _check_disk(study: Study, specs: Sequence[RunSpec], means: Means) -> Finding:
-    """What every run keeps of its weights, and the checkpoints of those at work."""
-    results = Path(study.results)
+    """What every run keeps of its weights, with those that are kept for a probe, and the checkpoints of those
+    at work.
+    """
+    results, probed = Path(study.results), set(study.probed())
     needed = sum(checkpoints_kept(spec, study.workflow.keep) for spec in specs)
     needed += checkpoints_at_work(specs, means.jobs)
+    kept = sum(checkpoints_kept(spec, "weights") for spec in specs if spec.name in probed)
+    needed += len(study.workflow.probe_steps) * kept
     # Those that are there already, of a sweep that goes on, take no more room.
     there = (path for spec in specs for path in (results / "runs" / spec.name).glob("checkpoints/step-*"))
     needed = max(0, needed - sum(path.stat().st_size for path in there))

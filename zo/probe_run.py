@@ -1,17 +1,19 @@
-"""A run's weights, at its start or its end, under the probe: results/probes/<run>.csv."""
+"""A run's weights, at its start, its end or a step between, under the probe: results/probes/<run>.csv."""
 
 import copy
 import csv
 import io
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 
+from zo.checkpoint import checkpoint_path, read_checkpoint
 from zo.errors import UserError, unknown
 from zo.files import make_folder, read_json, write_aside
 from zo.methods import METHODS
@@ -43,7 +45,8 @@ def probe_run(
 ) -> Path:
     """Probe the run in ``folder`` and write the rows; the file's path.
 
-    ``scopes`` of the model, the run's own if none are given; ``batches`` are ones that the run has not read.
+    ``scopes`` of the model, the run's own if none are given; ``places``: start, end and steps whose weights
+    the run kept, in any order, measured in the run's; ``batches`` are ones that the run has not read.
     ``settings``: eps, family and rank are the run's unless given. Raises UserError for a run whose weights
     are not there.
     """
@@ -52,21 +55,19 @@ def probe_run(
         torch.set_num_threads(threads)
     for scope in scopes:
         validate_scope(scope, spec.model_size, spec.architecture)
-    if wrong := [place for place in places if place not in PLACES]:
-        raise unknown("place", wrong[0], PLACES)
+    places = sorted(set(places), key=place_order)
     settings = settings or of_run(spec)
     run, _ = build_run(spec, files.results / "cache", pick_device(device))
     rows = []
     for place in places:
-        if place == "end" and (status := read_json(files.outcome).get("status")) != "done":
-            log.warning("%s: %s: no final weights to probe", spec.name, status or "not finished")
+        step = _go_to(run, place, files)
+        if step is None:
             continue
-        if place == "end":
-            _load_final(run, files)
-        own = dict(zip(OWN, (spec.name, spec.mode, place, run.total if place == "end" else 0), strict=True))
+        own = dict(zip(OWN, (spec.name, spec.mode, place, step), strict=True))
         for scope in scopes or [spec.scope]:
             rows += [own | {"scope": scope} | row for row in _probe_scope(run, scope, batches, settings)]
-    path = out or make_folder(files.results / "probes") / f"{spec.name}.csv"
+    path = out or files.probe
+    make_folder(path.parent)
     write_aside(path, _as_csv(rows))
     return path
 
@@ -86,20 +87,63 @@ def read_run(folder: Path) -> tuple[RunSpec, RunFiles]:
     return spec, RunFiles(folder.resolve().parents[1], folder.resolve().name)
 
 
-def _load_final(run: Run, files: RunFiles) -> None:
-    """Put the run's final weights in: those it kept, or those that its scalars give."""
-    if files.final.exists():
-        found = load_file(files.final)
-        weights = {name: found[f"model.{name}"] for name, _ in run.named}
-    elif METHODS[run.spec.mode].backward_passes(run.spec, 1, run.total) == 0:
-        weights = replay(files.folder).weights
+def place_order(place: str) -> float:
+    """Where a place lies in a run, to sort by. Raises UserError for what is none."""
+    if place.isascii() and place.isdecimal() and int(place):
+        return int(place)
+    if place not in PLACES:
+        raise unknown("place", place, [*PLACES, "a step from 1"])
+    return {"start": 0, "end": math.inf}[place]
+
+
+def _go_to(run: Run, place: str, files: RunFiles) -> int | None:
+    """Put the weights of a place into the run, which has those of an earlier one; its step.
+
+    None, with a warning, where the run never came. Raises UserError where it did and kept no weights.
+    """
+    if place == "start":
+        return 0
+    outcome, status = read_json(files.outcome), read_json(files.outcome).get("status")
+    if place == "end":
+        weights = _final_weights(run, files) if status == "done" else None
     else:
-        raise UserError(
-            f"{files.folder} has no final weights: probe its start, or repeat it with --keep weights"
-        )
+        weights = _kept_weights(run, int(place), files, outcome.get("step", 0))
+    if weights is None:
+        log.warning("%s: %s: no weights of %s to probe", run.spec.name, status or "not finished", place)
+        return None
     with torch.no_grad():
         for name, parameter in run.named:
             parameter.copy_(weights[name])
+    return run.total if place == "end" else int(place)
+
+
+def _final_weights(run: Run, files: RunFiles) -> dict[str, torch.Tensor]:
+    """Those that the run kept, or those that its scalars give."""
+    if files.final.exists():
+        return _read_weights(files.final)
+    if METHODS[run.spec.mode].backward_passes(run.spec, 1, run.total) == 0:
+        return replay(files.folder).weights
+    raise UserError(f"{files.folder} has no final weights: probe its start, or repeat it with --keep weights")
+
+
+def _kept_weights(run: Run, step: int, files: RunFiles, reached: int) -> dict[str, torch.Tensor] | None:
+    path = checkpoint_path(files.kept, step)
+    if path.exists():
+        return _read_weights(path)
+    if step <= reached:
+        raise UserError(
+            f"{files.folder} kept no weights of step {step}: make it again with --keep-steps {step}, "
+            f"in a sweep with `snakemake --force {files.csv}`"
+        )
+    return None
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        tensors = read_checkpoint(path).tensors
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error}): make the run again") from None
+    return {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
 
 
 def _probe_scope(run: Run, scope: str, batches: int, settings: ProbeSettings) -> Iterator[dict[str, Any]]:

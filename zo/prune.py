@@ -1,5 +1,6 @@
 """``zo prune``: delete what a finished run no longer needs; unfinished runs and published results stay."""
 
+import csv
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,9 +16,11 @@ from zo.sweep_record import is_at_work
 KINDS = {
     "checkpoints": ("checkpoints",),
     "leftovers": ("attempt.log", ".*.[0-9]*"),
+    "kept": ("kept/step-*.safetensors",),
     "weights": ("final.safetensors",),
 }
-"""What may go of a finished run: checkpoints, attempts' files and half-written ones, the final weights."""
+"""What may go of a finished run: checkpoints, attempts' files and half-written ones, weights that were kept
+for a probe which has been made, the final weights."""
 ON_REQUEST = ("weights", "caches")
 """Weights are a result, which only training brings back; caches are built again when a run needs them."""
 
@@ -81,8 +84,20 @@ def _list_run(files: RunFiles, kinds: Sequence[str]) -> list[Doomed]:
     found = []
     for kind in kinds:
         paths = sorted(path for pattern in KINDS[kind] for path in files.folder.glob(pattern))
+        if kind == "kept":
+            probed = _probed_steps(files)
+            paths = [path for path in paths if int(path.stem.removeprefix("step-")) in probed]
         found += [Doomed(path, kind, _size(path)) for path in paths if not path.is_symlink()]
     return found
+
+
+def _probed_steps(files: RunFiles) -> set[int]:
+    """The steps that the run's probe has measured."""
+    try:
+        with open(files.probe, newline="") as file:
+            return {int(row["step"]) for row in csv.DictReader(file)}
+    except OSError:
+        return set()
 
 
 def _list_caches(results: Path, runs: Sequence[str]) -> list[Doomed]:

@@ -108,6 +108,16 @@ class RunFiles:
         return self.folder / "checkpoints"
 
     @property
+    def kept(self) -> Path:
+        """The trained weights as they were at chosen steps, for a probe."""
+        return self.folder / "kept"
+
+    @property
+    def probe(self) -> Path:
+        """Estimates held against the exact gradient."""
+        return self.results / "probes" / f"{self.run}.csv"
+
+    @property
     def outcome(self) -> Path:
         return self.folder / "outcome.json"
 
@@ -134,6 +144,7 @@ class RunFiles:
         """Delete half-written files of an attempt that was killed; only while holding the run's lock."""
         remove_asides(self.folder)
         remove_asides(self.checkpoints)
+        remove_asides(self.kept)
         remove_asides(self.csv.parent, self.csv.name)
 
     def write_outcome(
@@ -161,6 +172,9 @@ class RunFiles:
 
     def drop_checkpoints(self) -> None:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def drop_kept(self) -> None:
+        shutil.rmtree(self.kept, ignore_errors=True)
 
 
 class Logs:

@@ -42,6 +42,8 @@ class Run:
     device: torch.device
     total: int
     ledger: Ledger
+    keep_steps: frozenset[int] = frozenset()
+    """Steps after which the weights are set aside."""
 
     def batch(self, data: TokenCache, step: int) -> torch.Tensor:
         """The token blocks of one step, [B, T + 1]: a function of (seed, step)."""
@@ -69,10 +71,11 @@ class Run:
             start_phase(self.state, phase)
 
     def _looks_up_after(self, step: int) -> bool:
-        """Whether something that is not training follows: a row, a validation, a checkpoint."""
+        """Whether something that is not training follows: a row, a validation, weights that are written."""
         spec = self.spec
         intervals = (spec.log_interval, spec.validation_interval, spec.checkpoint_interval)
-        return step == self.total or any(step % interval == 0 for interval in intervals)
+        chosen = step == self.total or step in self.keep_steps
+        return chosen or any(step % interval == 0 for interval in intervals)
 
     @torch.no_grad()
     def validate(self) -> float:

@@ -2,13 +2,14 @@
 
 import fnmatch
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from zo.dataset import DatasetSpec
 from zo.errors import UserError, suggest, unknown
@@ -18,6 +19,7 @@ from zo.spec import (
     AXES,
     LENGTHS,
     Integer,
+    Number,
     RunSpec,
     dataset_spec,
     describe,
@@ -65,6 +67,18 @@ Gpus = Annotated[str | tuple[str, ...], BeforeValidator(_read_gpus)]
 Words = Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
 
 
+def _list_values(value: Any) -> Any:
+    """The values of a list, of text with commas (`zo sweep`, --config), or one alone."""
+    value = value.split(",") if isinstance(value, str) else value
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+Step = Annotated[Integer, Field(ge=1)]
+Steps = Annotated[
+    tuple[Step, ...], BeforeValidator(_list_values), AfterValidator(lambda steps: tuple(sorted(set(steps))))
+]
+
+
 class Workflow(BaseModel):
     """The keys of a study file that say how to run it, not what a run is."""
 
@@ -93,6 +107,12 @@ class Workflow(BaseModel):
     )
     probe_scopes: Words = Field(
         (), description="scopes of those runs' models that are probed; their own if none"
+    )
+    probe_steps: Steps = Field(
+        (), description="steps at which those runs are probed too, beside their start and end"
+    )
+    backward_cost: Number = Field(
+        2.0, ge=0, description="forward passes that one backward pass counts as, where costs are compared"
     )
     claims: bool = Field(False, description="judge the paper's claims by the runs: claims.csv")
     probe_batches: Integer = Field(
@@ -167,14 +187,25 @@ def load_study(config: Mapping[str, Any], *, check_data: bool = True) -> Study:
                     "tell them apart by an axis, or make two studies"
                 )
     study = Study(workflow, runs, _common_settings(config))
-    for scope in workflow.probe_scopes:
-        parse_scope(scope)
-    for run in study.probed():
-        for scope in workflow.probe_scopes:
-            validate_scope(scope, runs[run].model_size, runs[run].architecture)
+    _check_probes(study)
     for dataset in study.caches().values() if check_data else ():
         dataset.source().check()  # a corpus that can't be read is an error before any job
     return study
+
+
+def _check_probes(study: Study) -> None:
+    """Every scope that is to be probed is one of every probed run, every step one of the longest."""
+    workflow, probed = study.workflow, [study.runs[run] for run in study.probed()]
+    if workflow.probe_steps and not probed:
+        raise UserError("probe_steps: no run is probed: name runs with the key probe")
+    for scope in workflow.probe_scopes:
+        parse_scope(scope)
+    for spec in probed:
+        for scope in workflow.probe_scopes:
+            validate_scope(scope, spec.model_size, spec.architecture)
+    longest = max((spec.max_steps or math.inf for spec in probed), default=0)
+    if beyond := [step for step in workflow.probe_steps if step > longest]:
+        raise UserError(f"probe_steps: {beyond[0]} is not allowed: no probed run goes beyond {longest}")
 
 
 def _common_settings(grid: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,14 @@ log = logging.getLogger("zo")
 
 
 @dataclass(frozen=True)
+class Keep:
+    """What is kept of a run's weights: at its end (zo.record.KEEP), and after which steps."""
+
+    at_end: str
+    steps: frozenset[int]
+
+
+@dataclass(frozen=True)
 class Orders:
     """What the first rank has found in the run's files and the others need to take the same steps."""
 
@@ -41,14 +50,16 @@ def train(
     threads: int | None = None,
     replace: bool = True,
     keep: str = "checkpoint",
+    keep_steps: Collection[int] = (),
     retry: bool = False,
     ranks: Ranks = ALONE,
 ) -> Outcome:
     """Run one cell to its end, from its checkpoint if it has one; write all its files.
 
     ``replace`` False refuses to overwrite a run of the same name that ended with other settings; ``keep``
-    is what is kept of a run that has ended (zo.record.KEEP); ``retry`` refuses what a bug ended before.
-    ``ranks`` are the processes that call this together: the first writes the files, all take the steps.
+    is what is kept of a run that has ended (zo.record.KEEP), ``keep_steps`` the steps whose trained weights
+    are kept besides, in runs/<run>/kept/; ``retry`` refuses what a bug ended before. ``ranks`` are the
+    processes that call this together: the first writes the files, all take the steps.
 
     A second process for the same run waits until the first is gone. Out of memory, the run goes on from its
     checkpoint with fewer directions in flight, or FO's batch in more parts. Raises UserError for what the
@@ -59,12 +70,12 @@ def train(
     torch.set_num_threads(threads or torch.get_num_threads())
     if not ranks.is_first:
         return _follow(files, pick_device(device, ranks), ranks)
-    outcome = _lead(spec, files, device, replace, keep, retry, ranks)
+    outcome = _lead(spec, files, device, replace, Keep(keep, frozenset(keep_steps)), retry, ranks)
     return ranks.broadcast(outcome)
 
 
 def _lead(
-    spec: RunSpec, files: RunFiles, device: str, replace: bool, keep: str, retry: bool, ranks: Ranks
+    spec: RunSpec, files: RunFiles, device: str, replace: bool, keep: Keep, retry: bool, ranks: Ranks
 ) -> Outcome:
     """What the first rank does, or the only one: all that has to do with files."""
     files.make_folders()
@@ -105,7 +116,7 @@ def _follow(files: RunFiles, device: torch.device, ranks: Ranks) -> Outcome:
 
 
 def _train_within_memory(
-    spec: RunSpec, files: RunFiles, device: torch.device, attempt: Attempt, keep: str, ranks: Ranks
+    spec: RunSpec, files: RunFiles, device: torch.device, attempt: Attempt, keep: Keep, ranks: Ranks
 ) -> Outcome:
     """Go on from the last checkpoint with less in memory, for as long as that can help."""
     while True:
@@ -132,7 +143,7 @@ def _free_memory(device: torch.device) -> None:
 
 
 def _train(
-    spec: RunSpec, files: RunFiles, device: torch.device, attempt: Attempt, keep: str, ranks: Ranks
+    spec: RunSpec, files: RunFiles, device: torch.device, attempt: Attempt, keep: Keep, ranks: Ranks
 ) -> Outcome:
     attempt.begin()
     limits = dict(attempt.limits)
@@ -140,11 +151,14 @@ def _train(
     spec, checkpoint = _resume(spec.model_copy(update=attempt.plan | limits), files)
     ranks.broadcast(Orders(spec, accumulation, checkpoint and checkpoint.step))
     run, facts = build_run(spec, files.results / "cache", device, accumulation, ranks)
+    run.keep_steps = keep.steps
     attempt.begin(run.state.spec)
     write_json(files.folder / "spec.json", run.spec.model_dump())
     facts |= {"out_of_memory": attempt.reductions}
     facts |= describe_machine(str(device), torch.get_num_threads())
     write_json(files.folder / "manifest.json", facts)
+    if checkpoint is None:
+        files.drop_kept()  # of a run of this name that had other settings, maybe
     logs = Logs(files, run.restore(checkpoint) if checkpoint else None)
     log.info("%s: %s", spec.name, f"resumed at step {run.ledger.step}" if checkpoint else "started")
     if facts["plan"]:
@@ -157,7 +171,7 @@ def _train(
         logs.close()
     checksum = run.weights_digest() if outcome.status == "done" else None
     files.write_outcome(outcome.status, outcome.reason, run.ledger.step, checksum)
-    _keep(run, files, outcome.status, keep)
+    _keep(run, files, outcome.status, keep.at_end)
     return outcome
 
 

@@ -41,8 +41,12 @@ def guards_of(folder):
     return {finding.guard: finding for finding in read_folder(folder).findings}
 
 
-def verdict_of(folder, mode="ZO"):
-    table = read_folder(folder).tables["answer"]
+EQUAL_PASSES = 15
+"""Forward passes for a backward one at which FO's 100 x (1 + 15) are the 100 x 2 x 8 of ZO."""
+
+
+def verdict_of(folder, mode="ZO", **options):
+    table = read_folder(folder, **options).tables["answer"]
     return table.loc[table["mode"] == mode, "verdict"].item()
 
 
@@ -67,11 +71,41 @@ def test_a_difference_that_seeds_drown_is_undecided(folder, tmp_path):
     assert "Verdict: undecided." in text
 
 
+def put_ahead(folder, mode="ZO", by=3.0):
+    for path in folder.glob(f"{mode}_*.csv"):
+        shift_losses(path, -by)
+
+
 def test_the_sign_of_a_verdict_follows_the_losses(folder):
     write_honest(folder)
-    for path in folder.glob("ZO_*.csv"):
-        shift_losses(path, -3.0)
-    assert verdict_of(folder) == "ZO ahead"
+    put_ahead(folder)
+    assert verdict_of(folder, backward_cost=EQUAL_PASSES) == "ZO ahead"
+
+
+def test_a_lead_at_equal_steps_that_more_passes_bought_does_not_stand(folder):
+    write_honest(folder)
+    assert verdict_of(folder) == "FO ahead"  # though ZO took more
+    put_ahead(folder)
+    assert verdict_of(folder) == "withheld: unequal budget"
+    assert guards_of(folder)["unequal budget"].message.endswith("; ahead with more passes: ZO over FO")
+
+
+def test_nor_does_fos_lead_over_a_method_that_took_fewer_passes(folder):
+    write_honest(folder)
+    assert verdict_of(folder, backward_cost=30) == "withheld: unequal budget"
+    put_ahead(folder)
+    assert verdict_of(folder, backward_cost=30) == "ZO ahead"
+
+
+def test_an_undecided_difference_is_no_lead_and_loses_nothing(folder):
+    write_honest(folder, noise=1.5)
+    for path in folder.glob("Random_*.csv"):
+        path.unlink()
+    put_ahead(folder, by=2.0)
+    row = read_folder(folder).tables["answer"].set_index("mode").loc["ZO"]
+    assert row["minus_FO_low"] < row["minus_FO"] < 0 < row["minus_FO_high"]
+    assert verdict_of(folder) == "undecided"
+    assert set(guards_of(folder)) == {"unequal budget", "no control"}
 
 
 def test_a_verdict_rests_on_the_interval_that_counts_all_comparisons(folder):
@@ -133,6 +167,9 @@ def test_repeats_of_one_seed_are_no_seeds(folder):
 def test_a_missing_control_is_named(folder, gone, said):
     write_honest(folder, modes=tuple(set(RATES) - {gone}))
     assert guards_of(folder)["no control"].message.startswith(said)
+    assert verdict_of(folder, backward_cost=EQUAL_PASSES) == "FO ahead"
+    put_ahead(folder)
+    assert verdict_of(folder, backward_cost=EQUAL_PASSES) == "withheld: no control"
 
 
 def test_arms_at_no_equal_budget_get_no_verdict_and_the_numbers_are_said(folder):

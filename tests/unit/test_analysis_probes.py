@@ -53,7 +53,10 @@ def test_a_bad_eps_raises_a_guard_and_a_good_one_does_not(probed):
     write_probe(probed, run, errors={1e-2: 0.02, 1e-3: 0.4})
     [finding] = [f for f in read_folder(probed).findings if f.guard == "epsilon"]
     assert finding.where == run
-    assert "at its eps of 0.001 a finite difference is wrong by 40%" in finding.message
+    assert (
+        "at its eps of 0.001 a finite difference is wrong by 40% of the slopes' RMS at the end"
+        in finding.message
+    )
     assert "least at eps 0.01, 2.0%" in finding.remedy
 
 

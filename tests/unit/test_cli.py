@@ -171,7 +171,7 @@ def test_a_run_by_hand_is_the_run_that_the_sweep_would_make(trained, tmp_path):
 
 def test_the_machines_flags_reach_the_run(trained, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    flags = ["--device", "cpu", "--threads", "3", "--gpus", "0", "--results", "out"]
+    flags = ["--device", "cpu", "--threads", "3", "--gpus", "0", "--results", "out", "--keep-steps", "4,2"]
     assert main(["train", "--mode", "ZO", *flags]) == 0
     _, results, keywords = trained.pop()
     assert results == Path("out")
@@ -181,6 +181,7 @@ def test_the_machines_flags_reach_the_run(trained, monkeypatch):
         "ranks": ALONE,
         "replace": False,
         "keep": "checkpoint",
+        "keep_steps": (4, 2),
         "retry": False,
     }
     assert (os.environ["OMP_NUM_THREADS"], os.environ["CUDA_VISIBLE_DEVICES"]) == ("3", "")

@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 from browser import (
     SCHEMES,
+    SCREEN,
     WIDTHS,
     find_overflow,
     find_overlaps,
@@ -189,6 +190,19 @@ def test_the_command_line_writes_it_in_two_ways(tmp_path, capsys):
     assert "must be 0 or more" in capsys.readouterr().err
 
 
+def test_a_studys_backward_cost_counts_unless_the_flag_says_another(tmp_path, capsys):
+    logs = tmp_path / "csv_logs"
+    run = {"modes": "ZO", "batch_sizes": 4, "query_budgets": 8, "learning_rates": 1e-4, "max_steps": 9}
+    write_run(logs, "ZO", q=8, lr=1e-4)
+    study = ["--study", json.dumps(run | {"study": "t", "backward_cost": "3"})]
+    for flags, cost in ((study, 3), ([*study, "--backward-cost", "4"], 4), ([], 2)):
+        for command in ("stats", "analyze"):
+            assert main([command, str(logs), *flags]) == 0
+            assert f"a backward pass counts {cost};" in " ".join(capsys.readouterr().out.split())
+        assert main(["report", str(logs), *flags]) == 0
+        assert f"a backward pass counts {cost};" in (tmp_path / "report.html").read_text()
+
+
 # --- in a browser --------------------------------------------------------------------------------
 
 
@@ -206,6 +220,24 @@ def test_no_error_no_overflow_no_overlap_and_enough_contrast(browser, page, widt
     assert find_overflow(browser) == []
     assert find_overlaps(browser) == []
     assert find_pale_text(browser) == []
+
+
+def test_guards_stand_beside_the_answer_on_the_first_screen_of_a_phone(browser, page):
+    show(browser, page, min(WIDTHS))
+    alarm = browser.find_element("css selector", "header .alarm.severe")
+    assert alarm.text.startswith("Guards raised: NOT TUNED")
+    bottom = browser.execute_script("return arguments[0].getBoundingClientRect().bottom", alarm)
+    assert bottom < SCREEN
+    alarm.find_element("css selector", "a").click()
+    assert browser.execute_script("return location.hash") == "#guards"
+
+
+def test_words_are_as_large_in_every_figure(browser, page):
+    show(browser, page)
+    scales = "return [...document.querySelectorAll('.picture img')].map((i) => i.width / i.naturalWidth)"
+    found = browser.execute_script(scales)
+    assert len(found) == len(FIGURES)
+    assert max(found) < 1.35 * min(found)
 
 
 def test_the_checks_of_the_page_see_what_they_look_for(browser, page, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -366,3 +367,28 @@ def test_other_gpus_are_an_error_that_shows_a_list(value):
 def test_a_gpu_has_at_least_one_job():
     assert load(jobs_per_gpu="2").workflow.jobs_per_gpu == 2
     assert "jobs_per_gpu: 0 is not allowed" in complaint(load, jobs_per_gpu=0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"probe_steps": [5]}, "probe_steps: no run is probed: name runs with the key probe"),
+        (
+            {"probe": "ZO*", "probe_steps": [11]},
+            "probe_steps: 11 is not allowed: no probed run goes beyond 10",
+        ),
+        ({"probe": "ZO*", "probe_steps": 0}, "probe_steps: 0 is not allowed"),
+        ({"backward_cost": -1}, "backward_cost: -1 is not allowed"),
+        ({"backward_cost": "two"}, "backward_cost: 'two' is not allowed"),
+    ],
+)
+def test_steps_and_costs_that_cannot_be_are_one_line(keys, said):
+    study = {"study": "x", "modes": "ZO", "learning_rates": "1e-3", "max_steps": 10}
+    with pytest.raises(UserError, match="^" + re.escape(said)):
+        load_study(study | keys)
+
+
+@pytest.mark.parametrize("steps", ["5,2,5", [5, "2"], (2, 5)])
+def test_probe_steps_are_read_in_their_order_from_any_spelling(steps):
+    study = {"study": "x", "modes": "ZO", "learning_rates": "1e-3", "max_steps": 10, "probe": "ZO*"}
+    assert load_study(study | {"probe_steps": steps}).workflow.probe_steps == (2, 5)

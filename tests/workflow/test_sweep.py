@@ -253,6 +253,23 @@ def test_chosen_runs_are_probed_and_no_run_is_repeated_for_it(finished):
     }
 
 
+def test_a_run_is_probed_at_chosen_steps_and_finished_ones_are_not_repeated_to_keep_them(finished):
+    rates = STUDY["learning_rates"] | {"ZO": ["1e-3", "3e-3", "9e-3"]}
+    steps = {"learning_rates": rates, "probe_steps": [2, 3]}
+    finished.write(STUDY | steps | {"probe": "ZO_*"})
+    new = "ZO_full_bs2_q2_lr9e-03_block16"
+    assert runs_of(finished.planned("--until", "train")) == [new]
+    finished.write(STUDY | steps | {"probe": new, "backward_cost": 3})
+    done = finished.run()
+    finished.write(STUDY)
+    assert done.returncode == 0, done.stdout
+    rows = (finished.results / "probes" / f"{new}.csv").read_text().splitlines()
+    places = list(dict.fromkeys(tuple(row.split(",")[2:4]) for row in rows[1:]))
+    assert places == [("start", "0"), ("2", "2"), ("3", "3"), ("end", "4")]
+    for name in ("summary.txt", "report.html"):
+        assert "backward pass counts 3" in " ".join((finished.results / name).read_text().split()), name
+
+
 def test_a_probe_that_fits_no_run_is_one_line(finished):
     finished.write(STUDY | {"probe": "ZO_half_*"})
     refused = finished.run("-n")

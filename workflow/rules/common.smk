@@ -80,6 +80,17 @@ def predicted_length(run):
     return 100 * relative_cost(read_spec(run)) / LONGEST
 
 
+PROBED_RUNS = set(STUDY.probed())
+
+
+def keep_flags(run):
+    """What follows `--keep`; of a run that is probed also the steps. One resource: another text of the rule's
+    command would repeat every finished run."""
+    steps = STUDY.workflow.probe_steps if run in PROBED_RUNS else ()
+    flag = f" --keep-steps {','.join(map(str, steps))}" if steps else ""
+    return STUDY.workflow.keep + flag
+
+
 # Also of a cluster's job, where `gpus:` names none of this machine's.
 GPUS_PER_RUN = 0 if STUDY.workflow.gpus == "none" else STUDY.workflow.gpus_per_run
 
@@ -160,7 +171,11 @@ def write_partial_summary():
     logs = f"{RESULTS}/csv_logs"
     if find_unfinished(logs, STUDY.runs):
         write_summary(
-            logs, f"{RESULTS}/summary.txt", f"{RESULTS}/summary.csv", only=STUDY.runs
+            logs,
+            f"{RESULTS}/summary.txt",
+            f"{RESULTS}/summary.csv",
+            only=STUDY.runs,
+            backward_cost=STUDY.workflow.backward_cost,
         )
         print(
             f"Not all runs have an outcome: {RESULTS}/summary.partial.txt",

@@ -1,4 +1,8 @@
-# The estimates of chosen runs against the exact gradient, at the weights they began and ended with.
+# The estimates of chosen runs against the exact gradient, at the weights they began with, had at
+# the steps of `probe_steps`, and ended with.
+
+
+PROBED_AT = ",".join(["start", *map(str, STUDY.workflow.probe_steps), "end"])
 
 
 rule probe:
@@ -16,8 +20,8 @@ rule probe:
         # The exact gradient and estimates lie beside the weights.
         mem_mb=lambda wildcards, attempt: 2 * run_memory_mb(wildcards, attempt),
     params:
-        scopes=",".join(STUDY.workflow.probe_scopes),
-        batches=STUDY.workflow.probe_batches,
+        # One string: Snakemake compares params as an unordered set of values.
+        flags=f"--at {PROBED_AT} --scopes {quote(','.join(STUDY.workflow.probe_scopes))} --batches {STUDY.workflow.probe_batches}",
     shell:
-        "python -m zo probe $(dirname {input.outcome}) --at start,end --scopes {params.scopes:q} --batches {params.batches}"
+        "python -m zo probe $(dirname {input.outcome}) {params.flags}"
         " --gpus {resources.gpu} --threads {threads} --out {output} > {log} 2>&1"

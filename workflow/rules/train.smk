@@ -39,7 +39,7 @@ rule train:
         last_attempt=lambda wildcards, attempt: int(attempt > RETRIES),
         record_crash=lambda wildcards: int(wildcards.run in STUDY.runs),
         # A resource: unlike a changed param, another value repeats no run.
-        keep=STUDY.workflow.keep,
+        keep=lambda wildcards: keep_flags(wildcards.run),
     params:
         # One string: Snakemake compares params as an unordered set of values.
         spec=lambda wildcards: read_spec(wildcards.run).to_json(),

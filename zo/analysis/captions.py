@@ -59,7 +59,8 @@ def write_captions(reading: Reading) -> dict[str, Caption]:
         "probes": (
             "Estimates against the exact gradient",
             conclude(reading.tables["probes"]) if "probes" in reading.tables else [],
-            "Cosine, length and best rate against q, error of the slopes against eps, with their laws.",
+            "Cosine, length and best rate against q, error of the slopes against eps, with their laws: "
+            "a column of panels for each place in the runs.",
         ),
     }
     nothing = ["No finished run has what this figure needs."]
@@ -160,7 +161,7 @@ def _conclude_heatmap(reading: Reading) -> list[str]:
         gone = best.loc[rows.index, "diverged"].sum()
         said.append(
             f"{where}: the least loss, {row['loss']:.3f}, is at q = {row['q']}, lr {spell_lr(row['lr'])}; "
-            f"{gone} ZO runs diverged."
+            f"ZO runs that diverged: {gone}."
         )
     return said
 
@@ -172,8 +173,8 @@ def _conclude_costs(reading: Reading) -> list[str]:
         for _, row in rows[rows["mode"] == "ZO"].tail(1).iterrows() if len(fo) else ():
             time, memory = (row[name] / fo[name].iloc[0] for name in ("seconds_per_step", "peak_memory_mb"))
             said.append(
-                f"{where}: a ZO step with q = {row['q']} takes {shorten(time)} of an FO step's time and "
-                f"{shorten(memory)} of its memory. On a CPU the memory is the whole process's."
+                f"{where}: a ZO step with q = {row['q']} takes {time:.3g} times an FO step's time and "
+                f"{memory:.3g} times its memory. On a CPU the memory is the whole process's."
             )
     return said
 
@@ -195,11 +196,16 @@ def _conclude_passes(reading: Reading) -> list[str]:
         return []
     for where, rows in _each_context(reading, table[table["passes_from"].notna()]):
         spans = [
-            f"{_name(row, reading)} from {shorten(row['passes_from'])} to {shorten(row['passes_to'])}"
+            f"{_name(row, reading)} {_tell_span(row['passes_from'], row['passes_to'])}"
             for _, row in rows.sort_values("passes_from").iterrows()
         ]
         said.append(f"{where}: on the front: {', '.join(spans)}.")
     return said
+
+
+def _tell_span(start: float, end: float) -> str:
+    low, high = shorten(start), shorten(end)
+    return f"at {low}" if low == high else f"from {low} to {high}"
 
 
 def _conclude_cosine(reading: Reading) -> list[str]:

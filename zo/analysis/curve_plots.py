@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
+from zo import laws
 from zo.analysis import stats
 from zo.analysis.curves import read_curves
 from zo.analysis.panels import (
@@ -115,13 +116,13 @@ def plot_cosine(logs: Logs, runs: pd.DataFrame) -> Figure | None:
 def predict_cosine(cell: pd.Series, spec: dict) -> float | None:
     """Give the law's cosine: Instruct's from `cosine_target`, ZO's RMS one from `trainable_parameters`.
 
-    c / sqrt(c^2 + (1 - c^2) / q) for directions at cosine c to the gradient, sqrt(q / (q + d - 1)) for
-    Gaussian ones in d dimensions; None where the spec lacks what the law needs or blends the gradient in.
+    None where the spec lacks what the law needs or blends the gradient in.
     """
+    gaussian = spec.get("direction_family", "gaussian") == "gaussian"
     q, c, d = cell["q"], spec.get("cosine_target"), spec.get("trainable_parameters")
     if cell["mode"] == "Instruct" and c and not spec.get("blend_bp_gradient"):
-        return c / np.sqrt(c**2 + (1 - c**2) / q)
-    return np.sqrt(q / (q + d - 1)) if cell["mode"] in ("ZO", "Calibrate") and d and q else None
+        return laws.guided_cosine(c, q)
+    return laws.rms_cosine(q, d) if cell["mode"] in ("ZO", "Calibrate") and d and q and gaussian else None
 
 
 def plot_run(logs: Logs, run: str) -> Figure:

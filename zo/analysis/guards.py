@@ -15,6 +15,7 @@ from zo.analysis.table import spell_lr
 
 TOLERANCE = 0.05
 """Budgets within a twentieth of each other count as equal."""
+PASSES = "forward-pass equivalents"
 UNEVEN = 2
 """A method chosen as the best of so many times more settings than FO had more luck."""
 
@@ -51,6 +52,13 @@ class Scene(NamedTuple):
     def find_cost(self, mode: str) -> tuple[str, ...]:
         """The verdicts that a fault of one method takes away: of FO all, of another its own."""
         return self.compared if mode == "FO" else (mode,)
+
+
+def find_leader(row: pd.Series) -> str | None:
+    """Who ends lower, of FO and a row's method, by the difference's own interval; None where it holds 0."""
+    if row["minus_FO_low"] > 0:
+        return "FO"
+    return row["mode"] if row["minus_FO_high"] < 0 else None
 
 
 def raise_guards(runs: pd.DataFrame, answer: pd.DataFrame, backward_cost: float = 2.0) -> list[Finding]:
@@ -147,24 +155,34 @@ def check_learning(scene: Scene) -> Iterator[Finding]:
                 name = stats.name_method(row, scene.study)
                 message = f"{name} ends {gap:.3f} nats above {than}: at its best settings it did not learn"
                 remedy = "check the sign and the size of the update; try lower learning rates, more steps"
+                # That FO is ahead of it stands; a lead would need an FO that did not learn either.
                 cost = scene.find_cost("FO") if row["mode"] == "FO" else ()
                 yield Finding("did not learn", scene.where, message, remedy, cost)
                 break
 
 
 def check_controls(scene: Scene) -> Iterator[Finding]:
-    """Without controls a falling loss does not show that the estimate's direction was what did it."""
+    """Without controls a falling loss does not show that the estimate's direction was what did it.
+
+    A lead over FO does not stand without them; that FO is ahead needs none.
+    """
     if not set(scene.compared) - set(stats.CONTROLS):
         return
     missing = [mode for mode in stats.CONTROLS if mode not in set(scene.answer["mode"])]
     if missing:
         message = f"no {' and no '.join(missing)} run: nothing here shows what no training, or noise of the "
         message += "estimate's length, would have reached"
-        yield Finding("no control", scene.where, message, f"add {' and '.join(missing)} to modes")
+        leads = tuple(row["mode"] for _, row in scene.trained.iterrows() if find_leader(row) == row["mode"])
+        remedy = f"add {' and '.join(missing)} to modes"
+        yield Finding("no control", scene.where, message, remedy, leads)
 
 
 def check_budgets(scene: Scene) -> Iterator[Finding]:
-    """Final losses compared that cost different amounts; where no budget is equal there is no verdict."""
+    """Final losses compared that cost different amounts.
+
+    No verdict where no budget is equal, nor where the one that is ahead took more passes than the other: at
+    equal steps any estimate gets better by more queries.
+    """
     fo = scene.answer[scene.answer["mode"] == "FO"]
     theirs = _sum_costs(scene, fo.iloc[0]) if len(fo) else {}
     alike: dict[tuple, list] = {}  # methods that differ from FO in the same budgets share a finding
@@ -175,15 +193,32 @@ def check_budgets(scene: Scene) -> Iterator[Finding]:
         if unequal:
             equal = tuple(kind for kind in known if kind not in unequal)
             alike.setdefault((equal, unequal), []).append((row, mine))
+    remedy = "read the table of equal budgets; give both the same max_steps, max_tokens or max_forwards"
     for (equal, unequal), arms in alike.items():
-        costs = []
-        for kind in unequal:
-            each = [f"{stats.name_method(row, scene.study)} {mine[kind]:.4g}" for row, mine in arms]
-            costs.append(f"{kind} (FO {theirs[kind]:.4g}, {', '.join(each)})")
-        message = f"final losses at {'equal ' + ' and '.join(equal) if equal else 'NO equal budget'}, but at "
-        remedy = "read the table of equal budgets; give both the same max_steps, max_tokens or max_forwards"
-        cost = () if equal else tuple(row["mode"] for row, _ in arms)
-        yield Finding("unequal budget", scene.where, f"{message}unequal {' and '.join(costs)}", remedy, cost)
+        bought = [(row["mode"], leader) for row, mine in arms if (leader := _find_buyer(row, mine, theirs))]
+        message = _tell_costs(scene, theirs, equal, unequal, arms)
+        if bought:
+            over = [f"{leader} over {mode if leader == 'FO' else 'FO'}" for mode, leader in bought]
+            message += f"; ahead with more passes: {', '.join(over)}"
+        cost = [mode for mode, _ in bought] if equal else [row["mode"] for row, _ in arms]
+        yield Finding("unequal budget", scene.where, message, remedy, tuple(cost))
+
+
+def _tell_costs(scene: Scene, theirs: dict[str, float], equal: tuple, unequal: tuple, arms: list) -> str:
+    """Name the budgets that are equal, and those that are not with what FO and each arm had spent."""
+    costs = []
+    for kind in unequal:
+        each = [f"{stats.name_method(row, scene.study)} {mine[kind]:.4g}" for row, mine in arms]
+        costs.append(f"{kind} (FO {theirs[kind]:.4g}, {', '.join(each)})")
+    same = f"equal {' and '.join(equal)}" if equal else "NO equal budget"
+    return f"final losses at {same}, but at unequal {' and '.join(costs)}"
+
+
+def _find_buyer(row: pd.Series, mine: dict[str, float], theirs: dict[str, float]) -> str | None:
+    """Who is ahead, of FO and a row's method, where it took more passes than the other one."""
+    leader = find_leader(row)
+    most, least = (theirs, mine) if leader == "FO" else (mine, theirs)
+    return leader if most[PASSES] > (1 + TOLERANCE) * least[PASSES] else None
 
 
 def _sum_costs(scene: Scene, cell: pd.Series) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """What probes measured: estimates against the exact gradient and their laws, over runs and batches."""
 
 from collections.abc import Iterator
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from zo.analysis.guards import Finding
 from zo.analysis.intervals import Interval, mean_interval
 from zo.analysis.layout import shorten
-from zo.analysis.panels import SAFE, add_legend
+from zo.analysis.panels import SAFE
 from zo.analysis.table import Logs
 
 KEYS = ["at", "scope", "d", "mode", "quantity", "q", "epsilon"]
@@ -23,6 +24,7 @@ NAMES = {
     "curvature_ratio": "r = tr(H) |g|^2 / g'Hg",
     "gradient_noise": "|g_batch - g|^2 / |g|^2",
 }
+DRAWN = ("cosine", "second_moment", "best_rate", "slope_error")
 BAD_SLOPE = 0.1
 """Error of the finite differences, of their RMS, above which eps is called bad."""
 COLUMNS = [*KEYS, "measured", "low", "high", "n", "law"]
@@ -31,7 +33,7 @@ COLUMNS = [*KEYS, "measured", "low", "high", "n", "law"]
 def read_probes(logs: Logs) -> pd.DataFrame:
     """Read probes/<run>.csv of the runs; no rows where none was probed."""
     paths = [logs.folder.parent / "probes" / f"{run}.csv" for run in logs.frames]
-    frames = [pd.read_csv(path) for path in paths if path.is_file()]
+    frames = [pd.read_csv(path, dtype={"at": str}) for path in paths if path.is_file()]
     frames = [frame for frame in frames if len(frame)]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["run", *KEYS])
 
@@ -43,6 +45,7 @@ def measure_probes(probes: pd.DataFrame) -> pd.DataFrame:
     that of estimates, not of seeds; infinite and missing values are left out.
     """
     rows = []
+    probes = probes.sort_values("at", key=lambda at: at.map(_order_place), kind="stable")
     for key, group in probes.groupby(KEYS, dropna=False, sort=False):
         own = dict(zip(KEYS, key, strict=True))
         found = _average(group["value"], own["quantity"])
@@ -79,61 +82,77 @@ def show_probes(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def check_epsilon(probes: pd.DataFrame, logs: Logs) -> list[Finding]:
-    """Find runs whose finite differences at their own eps are far from the exact slopes."""
+    """Find runs whose finite differences at their own eps are, at any of their probed weights, far from the
+    exact slopes.
+    """
     found = []
     for run, rows in probes[probes["quantity"] == "slope_error"].groupby("run"):
         own = logs.specs[run].get("epsilon")
-        errors = rows.groupby("epsilon")["value"].mean()
-        if not own or own not in errors.index or not errors[own] > BAD_SLOPE:
+        errors = rows.groupby(["epsilon", "at"])["value"].mean().unstack()
+        if not own or own not in errors.index or not errors.loc[own].max() > BAD_SLOPE:
             continue
+        at = errors.loc[own].idxmax()
         found.append(
             Finding(
                 "epsilon",
                 run,
-                f"at its eps of {own:g} a finite difference is wrong by {errors[own]:.0%} of the slopes' RMS",
-                f"the error is least at eps {errors.idxmin():g}, {errors.min():.1%}",
+                f"at its eps of {own:g} a finite difference is wrong by {errors.loc[own, at]:.0%} of the "
+                f"slopes' RMS {name_place(at)}",
+                f"the error is least at eps {errors[at].idxmin():g}, {errors[at].min():.1%}",
             )
         )
     return found
 
 
+def name_place(at: str) -> str:
+    """Say at which weights a probe was made: 'at the start', 'at step 100', 'at the end'."""
+    return f"at step {at}" if at.isdecimal() else f"at the {at}"
+
+
+def _order_place(at: str) -> float:
+    return int(at) if at.isdecimal() else {"start": 0}.get(at, np.inf)
+
+
 def plot_probes(logs: Logs, runs: pd.DataFrame) -> Figure | None:
-    """Draw what the last probed weights give against the laws; None where nothing was probed."""
+    """Draw each quantity against its law, a column of panels for each place in the runs, in their order.
+
+    None where nothing was probed.
+    """
     table = measure_probes(read_probes(logs))
     if table.empty:
         return None
-    at = table["at"].iloc[-1]
-    table = table[table["at"] == at]
-    figure = Figure(figsize=(13.8, 8.3), layout="constrained")
-    axes = figure.subplots(2, 2).ravel()
-    for ax, quantity in zip(axes, ("cosine", "second_moment", "best_rate", "slope_error"), strict=True):
-        _draw_quantity(ax, table[table["quantity"] == quantity], quantity)
-    figure.suptitle(f"Estimates against the exact gradient, at the runs' {at}; dotted: the exact law")
+    places = list(dict.fromkeys(table["at"]))
+    figure = Figure(figsize=(3.6 * len(places) + 3.4, 11), layout="constrained")
+    axes = figure.subplots(len(DRAWN), len(places), sharex="row", sharey="row", squeeze=False)
+    styles = dict(zip((label for label, _ in _lines(table)), _styles(), strict=False))
+    for row, quantity in zip(axes, DRAWN, strict=True):
+        for ax, at in zip(row, places, strict=True):
+            _draw_quantity(ax, table[(table["quantity"] == quantity) & (table["at"] == at)], quantity, styles)
+        row[0].set(ylabel=NAMES[quantity])
+    for ax, at in zip(axes[0], places, strict=True):
+        ax.set(title=name_place(at))
+    figure.suptitle("Estimates against the exact gradient; dotted: the law")
+    shown = [zip(*ax.get_legend_handles_labels()[::-1], strict=True) for ax in axes.flat]
+    handles = {label: line for pairs in shown for label, line in pairs}  # each label once
+    axes[0, -1].legend(handles=handles.values(), loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
     return figure
 
 
-def _draw_quantity(ax: Axes, rows: pd.DataFrame, quantity: str) -> None:
+def _draw_quantity(ax: Axes, rows: pd.DataFrame, quantity: str, styles: dict[str, dict]) -> None:
     x = "epsilon" if quantity == "slope_error" else "q"
-    for color, (label, line) in zip(_colors(), _lines(rows), strict=False):
-        line = line.sort_values(x)
-        at = line[x].astype(float)
-        ax.plot(at, line["measured"], marker="o", color=color, label=label)
-        ax.fill_between(
-            at,
-            line["low"].fillna(line["measured"]),
-            line["high"].fillna(line["measured"]),
-            color=color,
-            alpha=0.2,
-            lw=0,
-        )
+    for label, line in _lines(rows):
+        line, style = line.sort_values(x), styles[label]
+        at, color = line[x].astype(float), style["color"]
+        ax.plot(at, line["measured"], label=label, **style)
+        ends = [line[end].fillna(line["measured"]) for end in ("low", "high")]
+        ax.fill_between(at, *ends, color=color, alpha=0.2, lw=0)
         if line["law"].notna().any():
             ax.plot(at, line["law"], color=color, ls=":", lw=2)
     if quantity == "slope_error":
-        ax.axhline(BAD_SLOPE, color="0.6", lw=1, label=f"{BAD_SLOPE:.0%}")
+        ax.axhline(BAD_SLOPE, color="0.6", lw=1, label=f"an error of {BAD_SLOPE:.0%}: eps is bad above it")
     if len(rows):
         ax.set(xscale="log", yscale="log")
-        add_legend(ax)
-    ax.set(xlabel="eps" if x == "epsilon" else "q", title=NAMES[quantity])
+    ax.set(xlabel="eps" if x == "epsilon" else "q")
 
 
 def _lines(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -141,8 +160,10 @@ def _lines(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         yield f"{scope} (d = {d:.0f}), {mode}'s weights", line
 
 
-def _colors() -> list[str]:
-    return SAFE * 2
+def _styles() -> Iterator[dict]:
+    """Colours, and shapes that repeat what colour says."""
+    looks = zip(cycle(SAFE), cycle("o^sDvP*"), strict=False)
+    return ({"color": color, "marker": marker} for color, marker in looks)
 
 
 def conclude(table: pd.DataFrame) -> list[str]:
@@ -161,5 +182,5 @@ def conclude(table: pd.DataFrame) -> list[str]:
             best = slopes.loc[slopes["measured"].idxmin()]
             parts.append(f"slopes are most exact at eps {best['epsilon']:g} ({best['measured']:.1%})")
         if parts:
-            said.append(f"{scope}, {mode}'s weights at the {at}: {'; '.join(parts)}.")
+            said.append(f"{scope}, {mode}'s weights {name_place(at)}: {'; '.join(parts)}.")
     return said

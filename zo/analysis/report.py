@@ -27,6 +27,8 @@ CLAIMS = "claims.csv"
 """The verdicts that `zo claims` leaves beside summary.csv, shown where they are."""
 NUMBER = re.compile(r"([-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|inf))([kMG]?)(?=$|[\s/])")
 SUFFIXES = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}
+SHOWN = 0.55
+"""CSS pixels for a pixel of a figure: those of two panels are as wide as the page."""
 FILTERS = ("status", "mode", "scope", "q", "lr")
 
 
@@ -84,7 +86,7 @@ def render_report(reading: Reading) -> str:
         runs_table=lay_runs(reading),
         commands=[provenance.tell_command(reading.logs, run) for run in runs["run"]],
         targets=[provenance.name_target(reading.logs, run) for run in runs["run"]],
-        figures={name: (captions[name], encode(picture)) for name, picture in pictures.items()},
+        figures={name: (captions[name], encode(png), find_width(png)) for name, png in pictures.items()},
         claims=read_claims(reading),
         levels=LEVELS,
         problems=lost.find_problems(reading.logs, runs) + lost.find_lost(reading.unfinished),
@@ -204,6 +206,11 @@ def read_claims(reading: Reading) -> dict | None:
     cards = lay_cards(table.astype({"n": "Int64"}))
     tables = [lay_frame(f"{card.name}: every comparison", card.shown) for card in cards]
     return {"counts": count_verdicts(table), "cards": list(zip(cards, tables, strict=True))}
+
+
+def find_width(png: bytes) -> int:
+    """CSS pixels that a figure takes, so that words are as large in one of one panel as in one of two."""
+    return round(int.from_bytes(png[16:20], "big") * SHOWN)
 
 
 def encode(picture: bytes) -> str:

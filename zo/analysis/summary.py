@@ -37,7 +37,7 @@ def write_summary(
     txt, partial = Path(txt), Path(txt).with_suffix(".partial.txt")
     unfinished = find_unfinished(folder, only)
     if unfinished:
-        text = _summarize_partly(folder, only, unfinished)
+        text = _summarize_partly(folder, only, unfinished, backward_cost)
         write_aside(partial, text)
         return text
     reading = read_folder(folder, only, backward_cost=backward_cost)
@@ -48,14 +48,16 @@ def write_summary(
     return text
 
 
-def _summarize_partly(folder: str | Path, only: Collection[str] | None, unfinished: list[Unfinished]) -> str:
+def _summarize_partly(
+    folder: str | Path, only: Collection[str] | None, unfinished: list[Unfinished], backward_cost: float
+) -> str:
     """Say which runs are not there, then summarize those that are."""
     head = [f"PARTIAL: no outcome of {len(unfinished)} of the runs. `snakemake` goes on with them."]
     head += list_unfinished(unfinished)
     finished = [path.stem for path in Path(folder).glob("*.csv") if only is None or path.stem in only]
     if not finished:
         return "\n".join([*head, "", "No run has finished.", ""])
-    return "\n".join([*head, "", summarize(read_folder(folder, finished))])
+    return "\n".join([*head, "", summarize(read_folder(folder, finished, backward_cost=backward_cost))])
 
 
 def summarize(reading: Reading, format: str = "text") -> str:

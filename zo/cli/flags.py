@@ -5,6 +5,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Literal, Union, get_args, get_origin
 
+from zo.errors import UserError
+
 
 def add_setting(parser, key: str, info, required: bool = False) -> None:
     """Add one field of a pydantic model as a flag; values stay text, the model reads and checks them."""
@@ -31,6 +33,20 @@ def _metavar(annotation) -> str:
         annotation = next(kind for kind in get_args(annotation) if kind is not type(None))
     kind = get_args(annotation)[0] if hasattr(annotation, "__metadata__") else annotation
     return {int: "N", float: "X"}.get(kind, "TEXT")
+
+
+def split_words(text: str) -> list[str]:
+    """The words of a list with commas; spaces around them, and nothing between two commas, do not count."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def read_wholes(text: str, flag: str) -> tuple[int, ...]:
+    """Whole numbers from 1, with commas between them. Raises UserError that names the flag."""
+    words = split_words(text)
+    for word in words:
+        if not (word.isascii() and word.isdecimal() and int(word)):
+            raise UserError(f"--{flag}: {word!r} is not allowed: whole numbers from 1")
+    return tuple(map(int, words))
 
 
 def results_flag(parser) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from zo.cli.flags import read_wholes, split_words
 from zo.errors import UserError
 
 
@@ -12,7 +13,10 @@ def add_probe_flags(parser) -> None:
 
     parser.add_argument("folder", type=Path, help="of the run, e.g. results/runs/<run>")
     parser.add_argument(
-        "--at", metavar="LIST", default="end", help="start, end or both: start,end (default end)"
+        "--at",
+        metavar="LIST",
+        default="end",
+        help="start, end and steps whose weights were kept: start,100,end (default end)",
     )
     parser.add_argument(
         "--scopes", metavar="LIST", default="", help="e.g. full,norms,block0 (default: the run's)"
@@ -33,9 +37,9 @@ def probe(options) -> int:
     from zo.cli.training import limit_threads
     from zo.gpus import take_gpus
 
-    queries = tuple(_whole(text, "queries") for text in _words(options.queries))
+    queries = read_wholes(options.queries, "queries")
     for flag in ("directions", "batches"):
-        _whole(str(getattr(options, flag)), flag)
+        read_wholes(str(getattr(options, flag)), flag)
     if not queries or max(queries) > options.directions:
         raise UserError(f"--directions {options.directions} is too few for --queries {options.queries}")
     if options.gpus is not None:
@@ -47,8 +51,8 @@ def probe(options) -> int:
     settings = replace(of_run(spec), queries=queries, directions=options.directions)
     path = probe_run(
         options.folder,
-        scopes=_words(options.scopes),
-        places=_words(options.at),
+        scopes=split_words(options.scopes),
+        places=split_words(options.at),
         batches=options.batches,
         settings=settings,
         device=options.device,
@@ -57,13 +61,3 @@ def probe(options) -> int:
     )
     print(path)
     return 0
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _whole(text: str, flag: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"--{flag}: {text!r} is not allowed: whole numbers from 1")
-    return int(text)

@@ -11,27 +11,39 @@ def _folder_flags(parser, out_help: str | None = None) -> None:
     parser.add_argument("--study", metavar="FILE", help="only the runs of this study (a file, or its JSON)")
     parser.add_argument(
         "--backward-cost",
-        default="2",
         metavar="X",
-        help="forward passes that a backward pass counts as, in forward-pass equivalents (default 2)",
+        help="forward passes that a backward pass counts as, in forward-pass equivalents (default: the "
+        "study's backward_cost, or 2)",
     )
     if out_help:
         parser.add_argument("--out", type=Path, metavar="PATH", help=out_help)
 
 
-def _study_runs(options) -> list[str] | None:
-    """Names of the runs of ``--study``; None for all of the folder."""
+def _study_of(options):
+    """The study of ``--study``, a file or its JSON; None where none is given."""
     from zo.study import load_study, read_study
 
     text = options.study
     if not text:
         return None
     if not text.lstrip().startswith("{"):
-        return list(read_study(Path(text), check_data=False).runs)
+        return read_study(Path(text), check_data=False)
     try:
-        return list(load_study(json.loads(text), check_data=False).runs)
+        return load_study(json.loads(text), check_data=False)
     except json.JSONDecodeError as error:
         raise UserError(f"--study is not JSON: {error}") from None
+
+
+def _scope(options) -> tuple[list[str] | None, float]:
+    """Which runs are read, None for all of the folder, and what a backward pass counts as: by the flag, else
+    by the study. That it is a possible number is checked by who uses it.
+    """
+    study = _study_of(options)
+    if options.backward_cost is not None:
+        [*_, cost] = _numbers("backward-cost", options.backward_cost)
+    else:
+        cost = study.workflow.backward_cost if study else 2.0
+    return study and list(study.runs), cost
 
 
 def add_analyze_flags(parser) -> None:
@@ -55,7 +67,7 @@ def analyze(options) -> int:
     from zo.files import make_folder
 
     check_format(options.format, (*FORMATS, "html"))
-    out, runs, cost = make_folder(options.out or options.folder.parent), _study_runs(options), _cost(options)
+    out, (runs, cost) = make_folder(options.out or options.folder.parent), _scope(options)
     text = write_summary(
         options.folder, out / "summary.txt", out / "summary.csv", only=runs, backward_cost=cost
     )
@@ -79,14 +91,14 @@ def plot(options) -> int:
     """Draw the figures of a folder of CSV logs."""
     from zo.analysis.plots import write_plots
 
-    out = options.out or options.folder.parent / "plots"
+    out, (runs, cost) = options.out or options.folder.parent / "plots", _scope(options)
     paths = write_plots(
         options.folder,
         out,
         per_run=options.per_run,
-        only=_study_runs(options),
+        only=runs,
         format=options.format,
-        backward_cost=_cost(options),
+        backward_cost=cost,
     )
     print(*paths, sep="\n")
     return 0
@@ -106,12 +118,13 @@ def stats(options) -> int:
     from zo.analysis.summary import stats_text
 
     targets = _numbers("targets", options.targets) if options.targets else None
+    runs, cost = _scope(options)
     text = stats_text(
         options.folder,
         format=options.format,
         targets=targets,
-        backward_cost=_cost(options),
-        only=_study_runs(options),
+        backward_cost=cost,
+        only=runs,
     )
     print(text, end="")
     return 0
@@ -128,7 +141,7 @@ def claims(options) -> int:
     from zo.analysis.claims import write_claims
 
     out = options.out or options.folder.parent / "claims.csv"
-    runs, cost = _study_runs(options), _cost(options)
+    runs, cost = _scope(options)
     print(write_claims(options.folder, out, format=options.format, only=runs, backward_cost=cost), end="")
     return 0
 
@@ -142,15 +155,9 @@ def report(options) -> int:
     """Write the report of a folder of CSV logs: one HTML file."""
     from zo.analysis.report import write_report
 
-    out = options.out or options.folder.parent / "report.html"
-    print(write_report(options.folder, out, only=_study_runs(options), backward_cost=_cost(options)))
+    out, (runs, cost) = options.out or options.folder.parent / "report.html", _scope(options)
+    print(write_report(options.folder, out, only=runs, backward_cost=cost))
     return 0
-
-
-def _cost(options) -> float:
-    """What a backward pass counts as; that it is a possible number is checked by who uses it."""
-    [*_, cost] = _numbers("backward-cost", options.backward_cost)
-    return cost
 
 
 def _numbers(key: str, text: str) -> list[float]:

@@ -88,7 +88,7 @@ def add_prune_flags(parser) -> None:
     """Flags of ``zo prune``."""
     _study_folder(parser)
     parser.add_argument("--dry-run", action="store_true", help="print what would go, delete nothing")
-    text = "what stays: checkpoints, leftovers, or runs, 'ZO_*'; a list with commas"
+    text = "what stays: checkpoints, leftovers, kept, or runs, 'ZO_*'; a list with commas"
     parser.add_argument("--keep", metavar="A,B,...", help=text)
     parser.add_argument("--weights", action="store_true", help="delete the final weights too")
     parser.add_argument("--caches", action="store_true", help="delete the token caches too")

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from zo.cli.flags import add_setting, results_flag
+from zo.cli.flags import add_setting, read_wholes, results_flag
 from zo.errors import UserError
 
 log = logging.getLogger("zo")
@@ -36,6 +36,12 @@ def add_train_flags(parser) -> None:
         choices=("checkpoint", "weights", "nothing"),
         default="checkpoint",
         help="of a finished run: weights and optimizer state, weights alone, or neither (default checkpoint)",
+    )
+    parser.add_argument(
+        "--keep-steps",
+        metavar="N,...",
+        default="",
+        help="steps whose trained weights are kept too, in runs/<run>/kept/, for `zo probe --at`",
     )
     parser.add_argument("--attempt", type=int, default=1, help="(for the workflow) which one this is")
     results_flag(parser)
@@ -78,7 +84,7 @@ def _launch_ranks(spec, options) -> int:
     from zo.launch import launch
 
     command = [sys.executable, "-m", "zo", "train", "--spec", spec.to_json()]
-    for flag in ("results", "device", "keep", "attempt", "threads"):
+    for flag in ("results", "device", "keep", "keep_steps", "attempt", "threads"):
         if (value := getattr(options, flag)) is not None:
             command += [f"--{flag}", str(value)]
     return launch(spec.ranks, command if options.job_log else [*command, "--no-job-log"])
@@ -102,6 +108,7 @@ def _train_here(spec, options, place) -> int:
                 threads=options.threads,
                 replace=not by_hand,
                 keep=options.keep,
+                keep_steps=read_wholes(options.keep_steps, "keep-steps"),
                 retry=options.attempt > 1,
                 ranks=ranks,
             )
