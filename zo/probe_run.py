@@ -122,7 +122,10 @@ def _final_weights(run: Run, files: RunFiles) -> dict[str, torch.Tensor]:
     if files.final.exists():
         return _read_weights(files.final)
     if METHODS[run.spec.mode].backward_passes(run.spec, 1, run.total) == 0:
-        return replay(files.folder).weights
+        replayed = replay(files.folder)
+        if not replayed.equal:
+            raise UserError(f"{files.folder} kept no weights, and here they come out other: {replayed.report}")
+        return replayed.weights
     raise UserError(f"{files.folder} has no final weights: probe its start, or repeat it with --keep weights")
 
 

@@ -311,6 +311,16 @@ def test_instruct_and_calibrate_read_their_guide_from_the_other_corpus(build, sh
         assert torch.equal(one.batch(one.data, 1), two.batch(two.data, 1))
 
 
+def test_calibrates_backprop_steps_log_the_loss_of_the_runs_own_batch(build, shared):
+    """The guide's corpus may be an easier one: its loss would pass for the run's, and end up as its last."""
+    run = build("Calibrate", bp_interval=1, bp_dataset=str(shared / "guide.txt"))
+    batch, guide = run.batch(run.data, 1), run.batch(run.guide_data, 1)
+    own, other = (run.state.objective(blocks).losses().item() for blocks in (batch, guide))
+    report = run.take_step()
+    assert report.loss == pytest.approx(own, rel=1e-6)
+    assert report.loss != pytest.approx(other, rel=1e-3)
+
+
 def test_random_takes_a_step_of_the_estimates_norm_in_an_unrelated_direction(build):
     steps = {}
     for mode in ("ZO", "Random"):
