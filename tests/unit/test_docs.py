@@ -242,6 +242,19 @@ def test_every_relative_link_resolves(page):
     assert [link for link in local if not (page.parent / link).exists()] == []
 
 
+def name_anchor(heading: str) -> str:
+    """What GitHub makes of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip("# ").lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_page)
+def test_every_link_to_a_part_of_a_page_finds_its_heading(page):
+    links = re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    for target, part in links:
+        text = ((page.parent / target) if target else page).read_text(encoding="utf-8")
+        assert part in map(name_anchor, re.findall(r"^#+ .*", text, flags=re.MULTILINE)), (target, part)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_page)
 def test_every_path_of_the_repository_that_a_page_names_exists(page):
     inside = re.compile(r"(zo|tests|docs|workflow|envs|profiles)/[\w./*-]*")
