@@ -86,9 +86,11 @@ def pack(options) -> int:
 
 def add_prune_flags(parser) -> None:
     """Flags of ``zo prune``."""
+    from zo.prune import KINDS
+
     _study_folder(parser)
     parser.add_argument("--dry-run", action="store_true", help="print what would go, delete nothing")
-    text = "what stays: checkpoints, leftovers, kept, or runs, 'ZO_*'; a list with commas"
+    text = f"what stays: kinds ({', '.join(KINDS)}) or runs ('ZO_*'); a list with commas"
     parser.add_argument("--keep", metavar="A,B,...", help=text)
     parser.add_argument("--weights", action="store_true", help="delete the final weights too")
     parser.add_argument("--caches", action="store_true", help="delete the token caches too")
