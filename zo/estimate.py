@@ -261,7 +261,9 @@ def zo_gradient_estimator(
     """
     parameters = list(trainable_params)
     if hasattr(model, "_orig_mod"):
-        raise ValueError("model is one of torch.compile, whose parameters cannot be seen: give model._orig_mod")
+        raise ValueError(
+            "model is one of torch.compile, whose parameters cannot be seen: give model._orig_mod"
+        )
     _check_estimator_arguments(parameters, q, epsilon, parallel_batch_size)
     if seed is None:
         seed = torch.randint(2**62, ()).item()

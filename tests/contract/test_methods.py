@@ -716,9 +716,7 @@ def test_a_checkpoint_whose_log_is_gone_does_not_publish_a_log_of_nothing(
     assert b"\0" not in files.csv.read_bytes()
 
 
-def test_a_run_that_goes_on_holds_no_copy_of_its_checkpoint(
-    make_spec, results, crash_in_step_6, monkeypatch
-):
+def test_a_run_that_goes_on_holds_no_copy_of_its_checkpoint(make_spec, results, crash_in_step_6, monkeypatch):
     """It is as large as what is trained."""
     spec, folder, held = make_spec("ZO"), results(), []
     crash_in_step_6(spec, folder)
