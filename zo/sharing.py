@@ -27,6 +27,13 @@ TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 
 _seen_to: weakref.WeakKeyDictionary[torch.nn.Module, frozenset[int]] = weakref.WeakKeyDictionary()
 
+_trusted: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+
+
+def trust(model: torch.nn.Module) -> None:
+    """Take it as known that a model's passes can be shared: our own, which tests compare member by member."""
+    _trusted.add(model)
+
 
 @torch.no_grad()
 def can_share(objective: Objective, parameters: Sequence[torch.Tensor], directions: Directions) -> bool:
@@ -36,7 +43,7 @@ def can_share(objective: Objective, parameters: Sequence[torch.Tensor], directio
     Raises UnsupportedOperation where a parameter is used in a way that can't be split at all.
     """
     model, ids = objective.model, frozenset(map(id, parameters))
-    if _seen_to.get(model) == ids:
+    if model in _trusted or _seen_to.get(model) == ids:
         return True
     with _without_dropout(model):
         same = _try(objective, parameters, directions)
