@@ -67,6 +67,9 @@ PARETO = ("tests/unit/test_analysis_pareto.py",)
 REPORT = ("tests/unit/test_report.py",)
 CLAIMS = "tests/unit/test_claims.py"
 RESUME = (METHODS, "-k", "crashed and ZO")
+MISTAKES = "tests/unit/test_mistakes.py"
+SUMMARY = "tests/unit/test_analysis_summary.py"
+DATASET = "tests/unit/test_dataset.py"
 
 
 class Mutant(NamedTuple):
@@ -243,10 +246,10 @@ MUTANTS = [
     Mutant("batch noise with bias", "probe.py", "signal = square - noise / n", "signal = square", (PROBE, "-k", "without_bias")),
     Mutant("the low-rank law is the Gaussian's", "laws.py", "one += share * (own + d - size)", "one += share * (d + 2)", (PROBE, "-k", "other_families")),
     Mutant("curvature of one side", "landscape.py", "return (self.change(direction, scale) + self.change(direction, -scale)) / scale**2", "return 2 * self.change(direction, scale) / scale**2", (PROBE, "-k", "quadratics_own")),
-    Mutant("end weights that are the start's", "probe_run.py", "            _load_final(run, files)\n", "            pass\n", (PROBE, "-k", "start_and_end")),
+    Mutant("end weights that are the start's", "probe_run.py", "            parameter.copy_(weights[name])\n", "            pass\n", (PROBE, "-k", "start_and_end")),
     Mutant("the clock stops before the GPU", "run.py", "if self._looks_up_after(step):", "if False:", ("tests/contract/test_methods.py", "-k", "clock_waits")),
     Mutant("a mean of signed cosines", "analysis/probes.py", "mean_interval(values**2)", "mean_interval(values)", ("tests/unit/test_analysis_probes.py", "-k", "averages")),
-    Mutant("a bad eps is not said", "analysis/probes.py", "not errors[own] > BAD_SLOPE", "True", ("tests/unit/test_analysis_probes.py", "-k", "bad_eps")),
+    Mutant("a bad eps is not said", "analysis/probes.py", "not errors.loc[own].max() > BAD_SLOPE", "True", ("tests/unit/test_analysis_probes.py", "-k", "bad_eps")),
     Mutant("the parallel plan tried again every step", "estimate.py", "        _unsupported.add(objective.model)\n", "", (*ARCHITECTURES, "-k", "one_warning")),
     Mutant("labels not shifted by the entry", "estimate.py", "labels[:, 1:].to(device)", "labels.to(device)", (*ESTIMATE, "-k", "shifts_the_labels")),
     Mutant("no seed is always seed 0", "estimate.py", "seed = torch.randint(2**62, ()).item()", "seed = 0", (*ESTIMATE, "-k", "without_a_seed")),
@@ -277,7 +280,7 @@ MUTANTS = [
     Mutant("weights of the update not applied to vectors", "noise.py", "total = weights.to(wide) @ drawn.to(wide)", "total = drawn.to(wide).mean(0)", (*LOWRANK, "-k", "dense_sum")),
     Mutant("weights of the update in fp32", "noise.py", "torch.tensor(weights, dtype=torch.float64,", "torch.tensor(weights, dtype=torch.float32,", (*LOWRANK, "-k", "dense_sum")),
     Mutant("alpha dropped for vectors", "noise.py", "torch._foreach_add_(parameters, parts, alpha=alpha)", "torch._foreach_add_(parameters, parts)", (*LOWRANK, "-k", "dense_sum")),
-    Mutant("sums of low-rank noise in half precision", "directions.py", "torch.empty_like(theta[rows], dtype=at_least_fp32(theta))", "torch.empty_like(theta[rows])", (*LOWRANK, "-k", "dense_sum or bf16")),
+    Mutant("sums of low-rank noise in half precision", "directions.py", "theta.new_empty(theta[rows].shape, dtype=at_least_fp32(theta))", "theta.new_empty(theta[rows].shape)", (*LOWRANK, "-k", "dense_sum or bf16")),
     Mutant("one product in half precision too", "noise.py", "return self.matrices[index] and exact and 2", "return self.matrices[index] and 2", (*LOWRANK, "-k", "dense_sum or bf16")),
     Mutant("the first rows' factors in every block of a direction", "noise.py", "u[:, start:stop] * self.root", "u[:, : len(out)] * self.root", (*LOWRANK, "-k", "blocks")),
     Mutant("the first rows' factors in every block of a sum", "noise.py", "u = u[..., start:stop] *", "u = u[..., : len(total)] *", (*LOWRANK, "-k", "blocks")),
@@ -377,7 +380,7 @@ MUTANTS = [
     Mutant("links packed", "archive.py", "if path.is_file() and not hidden and not any(part.is_symlink() for part in on_the_way)", "if path.is_file() and not hidden", (ARCHIVE, "-k", "no_regular_file")),
     Mutant("optimizer state not planned for", "footprint.py", " + trained_at_once(spec) * FLOAT * states", "", ("tests/unit/test_footprint.py", "-k", "checkpoint")),
     Mutant("a full disk only warns", "preflight.py", "if needed > free and certain:", "if False:", ("tests/unit/test_preflight.py", "-k", "disk")),
-    Mutant("type and shape not hashed", "checkpoint.py", 'f"{name} {tensor.dtype} {list(tensor.shape)}\\n"', 'f"{name}"', CHECKPOINT),
+    Mutant("type and shape not hashed", "checkpoint.py", 'f"{name} {tensors[name].dtype} {list(tensors[name].shape)}\\n"', 'f"{name}"', CHECKPOINT),
     # What ends an attempt, and what the next one makes of it.
     Mutant("a full disk is a bug", "causes.py", "errno.ENOSPC, ", "", ("tests/contract/test_disk.py",)),
     Mutant("a bug is tried again", "crash.py", "(may_pass(exit_status, reason) and not last_attempt)", "not last_attempt", RECORD),
@@ -390,7 +393,7 @@ MUTANTS = [
     Mutant("a hybrid's parts forgotten", "attempt.py", ".model_copy(update=self.limits)", "", (MEMORY, "-k", "after_a_kill")),
     Mutant("parts that do not divide the batch", "attempt.py", "if spec.batch_size % n == 0", "if True", (MEMORY, "-k", "what_is_halved")),
     Mutant("a finished run repeated by a job that waited", "train.py", "if now == before or", "if True or", ("tests/contract/test_kills.py", "-k", "waited")),
-    Mutant("any folder is a run's", "record.py", '[A-Za-z0-9.+_-]*", self.run)', '.*", self.run)', RECORD),
+    Mutant("any folder is a run's", "record.py", 'r"[A-Za-z0-9][A-Za-z0-9.+_-]*"', 'r".*"', RECORD),
     Mutant("Random replayed along its estimate", "replay.py", "METHODS[state.spec.mode]().direction(state, estimate)", "estimate", (REPLAY, "-k", "Random")),
     Mutant("replay without the schedule", "replay.py", 'line["step"], line["learning_rate"]', 'line["step"], state.spec.learning_rate', (REPLAY, "-k", "cosine")),
     Mutant("backprop steps replayed", "replay.py", "if method.backward_passes(spec, step, outcome[\"step\"]):", "if False:", (REPLAY, "-k", "backprop")),
@@ -491,6 +494,25 @@ MUTANTS = [
     Mutant("a utilization that is not used", "pace.py", "(utilization, utilization)", "(1.0, 1.0)", PACE),
     Mutant("a rank timed with all directions", "measure.py", "-(-getattr(spec, key) // spec.ranks)", "getattr(spec, key)", MEASURE),
     Mutant("a period timed by its backprop step", "measure.py", "spent / sum(map(len, kinds))", "take_step(kinds[-1][0])", MEASURE),
+    Mutant("an out that is looked at after the work", "files.py", "    if path is None:\n        return\n    if path.is_dir():", "    return\n    if path.is_dir():", (MISTAKES, "-k", "before_anything")),
+    Mutant("an unknown flag passes", "cli/__init__.py", "    if left:\n", "    if False:\n", (MISTAKES, "-k", "not_there")),
+    Mutant("argparse's own page of usage", "cli/__init__.py", "    parser = Parser(\n", "    parser = argparse.ArgumentParser(\n", (MISTAKES, "-k", "not_there")),
+    Mutant("any device of torch's is taken", "run.py", 'device is None or device.type not in ("cpu", "cuda")', "device is None", (MISTAKES, "-k", "no_device")),
+    Mutant("a default learning rate is not said", "train.py", 'if "learning_rate" not in spec.model_fields_set', "if False", (MISTAKES, "-k", "not_chosen")),
+    Mutant("any learning rate is called the default", "train.py", 'if "learning_rate" not in spec.model_fields_set', "if True", (MISTAKES, "-k", "not_chosen")),
+    Mutant("the last of two equal keys wins", "study_file.py", "if before is not key and not", "if False and not", ("tests/unit/test_study.py", "-k", "stands_twice")),
+    Mutant("a length that some runs have is the same in all", "analysis/summary.py", "values.nunique(dropna=False) != 1 or values.isna().any()", "values.nunique() != 1", (SUMMARY, "-k", "some_runs_do_not")),
+    Mutant("a control's gap hides what is the same", "analysis/summary.py", "runs.loc[reads & ~lost, axis]", "runs.loc[~lost, axis]", (SUMMARY, "-k", "a_control")),
+    Mutant("a crash's gap hides what is the same", "analysis/summary.py", "runs.loc[reads & ~lost, axis]", "runs.loc[reads, axis]", (SUMMARY, "-k", "a_control")),
+    Mutant("a cost of 0 has a logarithm", "analysis/intervals.py", " & (costs > 0)", "", (*INTERVALS, "-k", "without_a_cost")),
+    Mutant("claims that are stale are shown", "cli/reading.py", "study is None or study.workflow.claims", "True", (*REPORT, "-k", "no_longer_asks")),
+    Mutant("a prune's lock that NFS refuses", "prune.py", 'open(files.lock, "r+")', "open(files.lock)", (*PRUNE, "-k", "nfs")),
+    Mutant("leftovers of a killed build stay", "dataset.py", "    _remove_leftovers(root, prefix)\n", "", (DATASET, "-k", "killed_builders")),
+    Mutant("a build at work is deleted", "dataset.py", "if free and not young:", "if not young:", (DATASET, "-k", "killed_builders")),
+    Mutant("a build that does not lock its folder", "dataset.py", "    with _held(aside):\n", "    if True:\n", (DATASET, "-k", "holds_its_folder")),
+    Mutant("a replay of what has no direction", "replay.py", 'if method.uses and not hasattr(method, "direction"):', "if False:", (REPLAY, "-k", "its_direction")),
+    Mutant("parameters must be contiguous to be read", "philox.py", "_flat(base.contiguous())", "_flat(base)", (*ESTIMATE, "-k", "contiguous")),
+    Mutant("parameters must be contiguous to be updated", "noise.py", " or not theta.is_contiguous()", "", (*ESTIMATE, "-k", "contiguous")),
 ]  # fmt: skip
 
 
