@@ -55,7 +55,7 @@ format: install ## rewrite files in the project's format
 bench: install ## time a ZO step against inference, an FO step and MeZO (minutes)
 	$(BIN)/python -m zo bench
 
-chaos: install ## a sweep of 30 runs, killed and starved at random, against a calm one (minutes)
+chaos: install ## a sweep of 31 runs, killed and starved at random, against a calm one (minutes)
 	$(BIN)/python tests/chaos.py
 
 mutants: install ## plant known bugs one by one; every one must turn a test red

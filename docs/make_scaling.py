@@ -1,14 +1,69 @@
-"""Writes what docs/scaling.md says of ranks on a cluster: arithmetic, no measurement.
+"""Writes two sections of docs/scaling.md: the memory of runs on GPUs, and ranks on a cluster.
 
-python docs/make_scaling.py
+Arithmetic, no measurement. python docs/make_scaling.py
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from zo.footprint import members_in_flight, memory_bytes
+from zo.preflight import TIGHT
+from zo.spec import RunSpec
+
 PAGE = Path(__file__).with_name("scaling.md")
-BEGIN, END = "<!-- docs/make_scaling.py: begin -->\n", "<!-- docs/make_scaling.py: end -->\n"
+BEGIN, END = "<!-- docs/make_scaling.py: {} -->\n", "<!-- end of {} -->\n"
+
+# --- memory: runs that share a GPU ------------------------------------------------------------------
+
+CARDS_GB = (24, 80, 141)
+MOST_JOBS = {"20M": 8, "200M": 2, "500M": 1, "1B": 1}
+"""Runs that still gain from a neighbour, by reason: one of 200M and more hardly leaves a GPU idle."""
+SHARED = {"scope": "full", "batch_size": 8, "block_size": 128, "max_steps": 1}
+RUNS = {
+    "FO": {"mode": "FO"},
+    "ZO q 1": {"mode": "ZO", "query_budget_q": 1},
+    "ZO q 8 and more": {"mode": "ZO", "query_budget_q": 8},
+}
+LESS = ({"parallel_batch_size": 4}, {"parallel_batch_size": 2}, {"plan": "sequential"})
+"""What a run can do that does not fit, the mildest first."""
+
+
+def make_specs() -> Iterator[tuple[str, RunSpec]]:
+    """Yield the runs of the table with the words that their rows begin with."""
+    for size in MOST_JOBS:
+        for words, settings in RUNS.items():
+            yield words, RunSpec.make(**SHARED, model_size=size, **settings)
+
+
+def fit(spec: RunSpec, card_gb: float) -> str:
+    """How many of a run share a GPU of so many GB; where none fits, also the setting with which one does."""
+    room = TIGHT * card_gb * 1e9
+    if jobs := min(MOST_JOBS[spec.model_size], int(room / memory_bytes(spec, "cuda"))):
+        return str(jobs)
+    for change in LESS:
+        if memory_bytes(spec.model_copy(update=change), "cuda") <= room:
+            [(key, value)] = change.items()
+            return f"0: `{key}: {value}`"
+    return "0"
+
+
+def render_memory() -> str:
+    """The table of runs, their memory and how many fit."""
+    lines = [
+        f"| model | mode | directions in flight | GB a run | {' | '.join(f'on {n} GB' for n in CARDS_GB)} |",
+        f"| --- | --- | --- | --- |{' --- |' * len(CARDS_GB)}",
+    ]
+    for words, spec in make_specs():
+        members = members_in_flight(spec, "cuda")
+        flight = (members + 1) // 2 if spec.query_budget_q else ""
+        cells = [spec.model_size, words, flight, f"{memory_bytes(spec, 'cuda') / 1e9:.1f}"]
+        lines.append(f"| {' | '.join(map(str, [*cells, *(fit(spec, gb) for gb in CARDS_GB)]))} |")
+    return "\n".join(["", *lines, "", ""])
+
+
+# --- ranks: one run over many GPUs --------------------------------------------------------------------
 
 GPUS = (8, 64, 1024)
 MODELS = {"1B": 1e9, "7B": 7e9, "34B": 34e9, "70B": 70e9}
@@ -86,8 +141,8 @@ class Step:
         return max(n for n in numbers if self.efficiency(n) >= 0.5)
 
 
-def render() -> str:
-    """The section between the marks."""
+def render_ranks() -> str:
+    """The tables of seconds and efficiency, with what they assume."""
     return "\n" + "\n".join([_assumptions(), *(_table(*step) for step in STEPS)])
 
 
@@ -115,16 +170,22 @@ def _assumptions() -> str:
     ratio = NOISE_RADEMACHER / NOISE_GAUSSIAN
     return (
         f"Assumed: {PEAK_FLOPS / 1e12:.0f} TFLOP/s at {UTILISATION:.0%} (an H200, weights in bf16, "
-        f"{MEMORY_BYTES / 1e9:.0f} GB at {MEMORY_RATE / 1e12:.1f} TB/s), {NORMALS / 1e9:.0f} G normals\n"
-        f"a second, {HOP * 1e6:.0f} us a hop of gloo's ring, {WIRE_RATE / 1e9:.1f} GB/s. Measured: a sign "
+        f"{MEMORY_BYTES / 1e9:.0f} GB at {MEMORY_RATE / 1e12:.1f} TB/s), {NORMALS / 1e9:.0f} G normals a "
+        f"second,\n{HOP * 1e6:.0f} us a hop of gloo's ring, {WIRE_RATE / 1e9:.1f} GB/s. Measured: a sign "
         f"takes {ratio:.2f} of a normal's time (a CPU, [benchmarks.md](benchmarks.md)).\n"
     )
 
 
+SECTIONS = {"memory": render_memory, "ranks": render_ranks}
+
+
 def splice(page: str) -> str:
-    """The page with the section as it is now."""
-    before, rest = page.split(BEGIN)
-    return before + BEGIN + render() + END + rest.split(END)[1]
+    """The page with its sections as they are now."""
+    for name, render in SECTIONS.items():
+        begin, end = BEGIN.format(name), END.format(name)
+        before, rest = page.split(begin)
+        page = before + begin + render() + end + rest.split(end)[1]
+    return page
 
 
 if __name__ == "__main__":

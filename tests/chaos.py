@@ -1,4 +1,4 @@
-"""A sweep of 30 runs through everything that can happen to it in a night: ``make chaos``, minutes.
+"""A sweep of 31 runs through everything that can happen to it in a night: ``make chaos``, minutes.
 
 Kills jobs and Snakemake at random moments, fills the disk, damages checkpoints, takes memory away, starts
 Snakemake again whenever it has ended, and then compares all results with those of a calm sweep: byte for

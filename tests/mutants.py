@@ -112,7 +112,7 @@ IN_PLACE = """\
                 if sign == 1:
                     losses.append(objective.losses(own))
             continue
-        with Perturbed(parameters, members, rows.shape[1]):
+        with Perturbed(parameters, members, rows.shape[1]) as perturbed:
 """
 TERM_BY_TERM = """\
                 for query, weight in enumerate(weights):
@@ -233,7 +233,7 @@ MUTANTS = [
     Mutant("loss of the first member alone", "estimate.py", "losses.mean().item()", "losses[0].item()", ORACLE),
     Mutant("losses of half-precision logits", "objective.py", "logits = logits.to(at_least_fp32(logits))", "pass", ("tests/unit/test_half.py",)),
     Mutant("a dense gradient in half precision", "estimate.py", "self.weights(), index).view(parameter.shape)", "self.weights(), index).view(parameter.shape).to(parameter.dtype)", HALF),
-    Mutant("perturbed in place", "estimate.py", "        with Perturbed(parameters, members, rows.shape[1]):\n", IN_PLACE, (*ESTIMATE, "-k", "bit_for_bit")),
+    Mutant("perturbed in place", "estimate.py", "        with Perturbed(parameters, members, rows.shape[1]) as perturbed:\n", IN_PLACE, (*ESTIMATE, "-k", "bit_for_bit")),
     Mutant("signs outermost in the sequential plan", "estimate.py", "for query in queries for scale in scales]", "for scale in scales for query in queries]", ORACLE),
     Mutant("no fall-back to the sequential plan", "estimate.py", "except UnsupportedOperation as unsupported:\n", "except UnsupportedOperation as unsupported:\n            raise\n", UNUSUAL),
     Mutant("sequences that mix are not noticed", "sharing.py", "return not (together", "return True or (together", (*ARCHITECTURES, "-k", "keep_its_sequences")),
@@ -246,7 +246,7 @@ MUTANTS = [
     Mutant("batch noise with bias", "probe.py", "signal = square - noise / n", "signal = square", (PROBE, "-k", "without_bias")),
     Mutant("the low-rank law is the Gaussian's", "laws.py", "one += share * (own + d - size)", "one += share * (d + 2)", (PROBE, "-k", "other_families")),
     Mutant("curvature of one side", "landscape.py", "return (self.change(direction, scale) + self.change(direction, -scale)) / scale**2", "return 2 * self.change(direction, scale) / scale**2", (PROBE, "-k", "quadratics_own")),
-    Mutant("end weights that are the start's", "probe_run.py", "            parameter.copy_(weights[name])\n", "            pass\n", (PROBE, "-k", "start_and_end")),
+    Mutant("end weights that are the start's", "probe_run.py", "weights = _final_weights(run, files) if", "weights = dict(run.named) if", (PROBE, "-k", "start_and_end")),
     Mutant("the clock stops before the GPU", "run.py", "if self._looks_up_after(step):", "if False:", ("tests/contract/test_methods.py", "-k", "clock_waits")),
     Mutant("a mean of signed cosines", "analysis/probes.py", "mean_interval(values**2)", "mean_interval(values)", ("tests/unit/test_analysis_probes.py", "-k", "averages")),
     Mutant("a bad eps is not said", "analysis/probes.py", "not errors.loc[own].max() > BAD_SLOPE", "True", ("tests/unit/test_analysis_probes.py", "-k", "bad_eps")),
@@ -393,7 +393,7 @@ MUTANTS = [
     Mutant("a hybrid's parts forgotten", "attempt.py", ".model_copy(update=self.limits)", "", (MEMORY, "-k", "after_a_kill")),
     Mutant("parts that do not divide the batch", "attempt.py", "if spec.batch_size % n == 0", "if True", (MEMORY, "-k", "what_is_halved")),
     Mutant("a finished run repeated by a job that waited", "train.py", "if now == before or", "if True or", ("tests/contract/test_kills.py", "-k", "waited")),
-    Mutant("any folder is a run's", "record.py", 'r"[A-Za-z0-9][A-Za-z0-9.+_-]*"', 'r".*"', RECORD),
+    Mutant("any folder is a run's", "record.py", 'NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")', 'NAME = re.compile(r".*")', RECORD),
     Mutant("Random replayed along its estimate", "replay.py", "METHODS[state.spec.mode]().direction(state, estimate)", "estimate", (REPLAY, "-k", "Random")),
     Mutant("replay without the schedule", "replay.py", 'line["step"], line["learning_rate"]', 'line["step"], state.spec.learning_rate', (REPLAY, "-k", "cosine")),
     Mutant("backprop steps replayed", "replay.py", "if method.backward_passes(spec, step, outcome[\"step\"]):", "if False:", (REPLAY, "-k", "backprop")),
@@ -425,7 +425,10 @@ MUTANTS = [
     Mutant("a lead without a control", "analysis/guards.py", "yield Finding(\"no control\", scene.where, message, remedy, leads)", "yield Finding(\"no control\", scene.where, message, remedy)", (*GUARDS, "-k", "control")),
     Mutant("an interval that holds 0 leads", "analysis/guards.py", 'return row["mode"] if row["minus_FO_high"] < 0 else None', 'return row["mode"] if row["minus_FO"] < 0 else None', (*GUARDS, "-k", "loses_nothing")),
     Mutant("kept weights lost with a kill", "loop.py", KEPT_FIRST, KEPT_LAST, (*KEPT, "-k", "killed")),
-    Mutant("kept weights of the run before", "train.py", "        files.drop_kept()", "        pass", (*KEPT, "-k", "starts_over")),
+    Mutant("final weights of the run before", "record.py", "        self.final.unlink(missing_ok=True)\n", "", (METHODS, "-k", "run_before")),
+    Mutant("a resumed run holds its checkpoint", "train.py", "    del checkpoint  # it is as large as what is trained\n", "", (METHODS, "-k", "no_copy_of_its_checkpoint")),
+    Mutant("a file system without locks ends in a traceback", "files.py", "if error.errno not in NO_LOCKS:", "if True:", (*RECORD, "-k", "without_locks")),
+    Mutant("kept weights of the run before", "train.py", "        files.drop_weights()", "        pass", (*KEPT, "-k", "starts_over")),
     Mutant("places in the order of the flag", "probe_run.py", "places = sorted(set(places), key=place_order)", "places = list(places)", (*KEPT, "-k", "order")),
     Mutant("kept weights go before their probe", "prune.py", 'if kind == "kept":', "if False:", (*KEPT, "-k", "pruning")),
     Mutant("a study's backward_cost unread", "cli/reading.py", "cost = study.workflow.backward_cost if study else 2.0", "cost = 2.0", (*REPORT, "-k", "backward")),
@@ -494,6 +497,20 @@ MUTANTS = [
     Mutant("a utilization that is not used", "pace.py", "(utilization, utilization)", "(1.0, 1.0)", PACE),
     Mutant("a rank timed with all directions", "measure.py", "-(-getattr(spec, key) // spec.ranks)", "getattr(spec, key)", MEASURE),
     Mutant("a period timed by its backprop step", "measure.py", "spent / sum(map(len, kinds))", "take_step(kinds[-1][0])", MEASURE),
+    # What a review found.
+    Mutant("a model in training mode is believed", "sharing.py", "    if _seen_to.get(model) == ids:", "    if model.training or _seen_to.get(model) == ids:", (*ARCHITECTURES, "-k", "keep_its_sequences")),
+    Mutant("a model that drops out is tried as it is", "sharing.py", "module.training = False", "pass", (*ARCHITECTURES, "-k", "drops_out")),
+    Mutant("a model is left in eval mode", "sharing.py", "            module.training = True", "            pass", (*ARCHITECTURES, "-k", "drops_out")),
+    Mutant("parameters that are not seen are noise", "estimate.py", "    if not used:", "    if False:", (*ESTIMATE, "-k", "cannot_be_seen")),
+    Mutant("unused parameters are not named", "estimate.py", "    if len(used) == count:", "    if used:", (*ESTIMATE, "-k", "does_not_use or do_not_use or not_use")),
+    Mutant("Calibrate logs the guide's loss", "methods.py", "loss, forwards = evaluate(state.objective(batch), state.ranks), passes + 1", "forwards = passes + 1", (METHODS, "-k", "own_batch")),
+    Mutant("a checkpoint is copied", "checkpoint.py", "            file.write(_bytes_of(tensors[name]))", "            file.write(b''.join(_bytes_of(tensors[n]).tobytes() for n in order) if name == order[0] else b'')", (*CHECKPOINT, "-k", "costs_no_copy")),
+    Mutant("a file server's bad moment is damage", "checkpoint.py", "except (SafetensorError, ValueError, KeyError) as error:\n            complaints", "except (SafetensorError, OSError, ValueError, KeyError) as error:\n            complaints", (*CHECKPOINT, "-k", "no_damaged_one")),
+    Mutant("the first attempt's plan forgotten", "train.py", "attempt.plan | limits", "limits", (MEMORY, "-k", "first_checkpoint")),
+    Mutant("a full disk at a folder's making is the user's", "files.py", "        if error.errno in MACHINE_ERRORS:\n            raise\n", "", (*RECORD, "-k", "no_mistake_of_the_user")),
+    Mutant("a GPU that is not there is taken as given", "gpus.py", "    if lost and not visible:", "    if not visible:\n        return list(wanted)\n    if lost and not visible:", (*GPUS, "-k", "where_there_is_none")),
+    Mutant("layer-wise arms need no control", "analysis/guards.py", 'bool(there & {"LayerwiseFO", "LayerwiseZO"})', "False", (*GUARDS, "-k", "layer_wise")),
+    # What a newcomer's mistakes found.
     Mutant("an out that is looked at after the work", "files.py", "    if path is None:\n        return\n    if path.is_dir():", "    return\n    if path.is_dir():", (MISTAKES, "-k", "before_anything")),
     Mutant("an unknown flag passes", "cli/__init__.py", "    if left:\n", "    if False:\n", (MISTAKES, "-k", "not_there")),
     Mutant("argparse's own page of usage", "cli/__init__.py", "    parser = Parser(\n", "    parser = argparse.ArgumentParser(\n", (MISTAKES, "-k", "not_there")),

@@ -33,8 +33,9 @@ STUDY = {
 class Sweep:
     """A folder with a corpus and a study, and the snakemake that runs there."""
 
-    def __init__(self, folder: Path, study: dict = STUDY, profile: str = "default"):
-        self.folder, self.profile = folder, profile
+    def __init__(self, folder: Path, study: dict = STUDY, profile: str = "default", root: Path = ROOT):
+        """``root``: of the checkout whose workflow runs."""
+        self.folder, self.profile, self.root = folder, profile, root
         self.results = folder / "results" / "tiny"
         verses = [f"It was the best of verse {i}, it was the worst of {i * i}." for i in range(400)]
         (folder / "text.txt").write_text("\n\n".join(verses))
@@ -57,8 +58,8 @@ class Sweep:
         **environment: str,
     ) -> subprocess.Popen:
         """Start snakemake; its process. ``address_space``: bytes that each process of it may have."""
-        command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), *arguments]
-        command += ["--workflow-profile", str(ROOT / "profiles" / self.profile)]
+        command = [sys.executable, "-m", "snakemake", "--snakefile", str(self.root / "Snakefile"), *arguments]
+        command += ["--workflow-profile", str(self.root / "profiles" / self.profile)]
         command += ["--cores", "2"] if self.profile == "default" and "--cores" not in arguments else []
         env = {key: value for key, value in os.environ.items() if not key.startswith("SNAKEMAKE")}
         limit = (address_space or resource.RLIM_INFINITY,) * 2

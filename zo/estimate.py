@@ -181,9 +181,37 @@ def _losses(objective, parameters, directions, rows, passes: list[tuple[list[int
     for queries, scales in passes:
         members = kind(directions, scratch, queries, scales, parameters)
         own = rows[queries[0] : queries[-1] + 1].repeat_interleave(len(scales), dim=0)
-        with Perturbed(parameters, members, rows.shape[1]):
+        with Perturbed(parameters, members, rows.shape[1]) as perturbed:
             losses.append(objective.losses(own))
+        _check_used(objective.model, perturbed.used, len(parameters))
     return torch.cat(losses)
+
+
+def _check_used(model: torch.nn.Module, used: set[int], count: int) -> None:
+    """No direction of a parameter that the pass did not use has any effect: what its part would be is noise.
+
+    Seen are the calls of functions on the parameters themselves: not those of a traced module, nor of a copy
+    that the model made of a parameter before.
+    """
+    if len(used) == count:
+        return
+    if not used:
+        raise ValueError(
+            f"{type(model).__name__} uses none of the parameters in its forward pass, as far as can be seen: "
+            "give the module itself, not one traced by torch.jit, and parameters of its own"
+        )
+    if model not in _partly_used:
+        _partly_used.add(model)
+        unused = ", ".join(map(str, sorted(set(range(count)) - used)))
+        warnings.warn(
+            f"{type(model).__name__} does not use the parameters at places {unused} in its forward pass: "
+            "their part of the estimate is noise",
+            stacklevel=2,
+        )
+
+
+_partly_used: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+"""Models that were warned of."""
 
 
 def _read(losses: torch.Tensor) -> torch.Tensor:
@@ -233,6 +261,8 @@ def zo_gradient_estimator(
     ``grads``, shaped and typed as the parameters, and the mean of the evaluated losses.
     """
     parameters = list(trainable_params)
+    if hasattr(model, "_orig_mod"):
+        raise ValueError("model is one of torch.compile, whose parameters cannot be seen: give model._orig_mod")
     _check_estimator_arguments(parameters, q, epsilon, parallel_batch_size)
     seed = torch.randint(2**62, ()).item() if seed is None else operator.index(seed)
     if not isinstance(inputs, Mapping):

@@ -1,5 +1,6 @@
 """Files that are whole or absent, and folders that one process at a time works in."""
 
+import errno
 import fcntl
 import json
 import os
@@ -11,6 +12,10 @@ from typing import IO, Any
 
 from zo.causes import MACHINE_ERRORS
 from zo.errors import UserError
+
+
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP)
+"""What a file system without locks says, e.g. Lustre where it is not mounted with flock."""
 
 
 @contextmanager
@@ -88,9 +93,17 @@ def check_out(path: Path | None) -> None:
 
 @contextmanager
 def hold(path: Path) -> Iterator[None]:
-    """Wait for an exclusive lock on ``path`` and hold it; the kernel frees it when the process ends."""
+    """Wait for an exclusive lock on ``path`` and hold it; the kernel frees it when the process ends.
+
+    Raises UserError where the file system has no locks.
+    """
     with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            raise UserError(f"{path} cannot be held: {error.strerror}: {_remedy(error)}") from None
         yield
 
 
@@ -129,5 +142,11 @@ def hold_or_exit(folder: str) -> None:
         os.ftruncate(file, 0)
         os.write(file, str(os.getpid()).encode())
     except OSError as error:  # a full disk, a file system without locks
-        sys.exit(f"Error: {path} cannot be held: {error.strerror}: make room, or take another folder")
+        sys.exit(f"Error: {path} cannot be held: {error.strerror}: {_remedy(error)}")
     _held.append(file)
+
+
+def _remedy(error: OSError) -> str:
+    """What one can do about a lock that cannot be taken."""
+    room = "mount its file system with flock" if error.errno in NO_LOCKS else "make room"
+    return f"{room}, or take another folder"

@@ -185,7 +185,8 @@ def relative_cost(spec: RunSpec) -> float:
 def job_memory_mb(spec: RunSpec, gpus: int) -> int:
     """MB of host memory that a run's job asks a cluster for, with a margin, in steps of 100.
 
-    With GPUs the work is in theirs: the host holds the weights while they are made, and checkpoints.
+    With GPUs the work is in theirs: the host holds the weights while they are made, and the checkpoint that
+    a run goes on from.
     """
     made = FLOAT * count_parameters(spec)[0]  # weights are drawn in fp32, also those that are kept in bf16
     if gpus:

@@ -90,20 +90,27 @@ class Calibrate(ZO):
 
     @staticmethod
     def forward_passes(spec, step, total):
-        return 1 if step % spec.bp_interval == 0 else ZO.forward_passes(spec, step, total)
+        if step % spec.bp_interval:
+            return ZO.forward_passes(spec, step, total)
+        return 2 if spec.bp_dataset else 1  # the loss that is logged is always that of the run's own batch
 
     @staticmethod
     def backward_passes(spec, step, total):
         return int(step % spec.bp_interval == 0)
 
     def step(self, state, batch, guide):
+        from zo.objective import evaluate
+
         if state.step % state.spec.bp_interval:
             return super().step(state, batch, guide)
         loss, gradient, passes = backpropagate_batch(state, guide)
+        forwards = passes
+        if guide is not batch:
+            loss, forwards = evaluate(state.objective(batch), state.ranks), passes + 1
         take_backprop_rate(state)
         norm = descend(state, gradient)
         scalars = {"backprop": True, "learning_rate": state.learning_rate}
-        return StepReport(loss, passes, passes, norm, scalars=scalars)
+        return StepReport(loss, forwards, passes, norm, scalars=scalars)
 
 
 def take_backprop_rate(state: State) -> None:

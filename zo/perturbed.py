@@ -53,6 +53,8 @@ class Perturbed(TorchFunctionMode):
         super().__init__()
         self._index = {id(parameter): i for i, parameter in enumerate(parameters)}
         self.members, self.batch_size = members, batch_size
+        self.used: set[int] = set()
+        """Places of the parameters that the model has used in this pass."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -68,7 +70,10 @@ class Perturbed(TorchFunctionMode):
         return self._substitute(function, args, kwargs)
 
     def _uses_parameter(self, args, kwargs) -> bool:
-        return any(id(value) in self._index for value in _flatten((*args, *kwargs.values())))
+        values = _flatten((*args, *kwargs.values()))
+        found = [self._index[id(value)] for value in values if id(value) in self._index]
+        self.used.update(found)
+        return bool(found)
 
     def _substitute(self, function, args, kwargs):
         """Call any operation with the only member's parameters."""

@@ -46,9 +46,9 @@ def probe_run(
     """Probe the run in ``folder`` and write the rows; the file's path.
 
     ``scopes`` of the model, the run's own if none are given; ``places``: start, end and steps whose weights
-    the run kept, in any order, measured in the run's; ``batches`` are ones that the run has not read.
-    ``settings``: eps, family and rank are the run's unless given. Raises UserError for a run whose weights
-    are not there.
+    the run kept, in any order, measured in the run's; ``batches``: as many of those that would follow the
+    run's last, whose text it has not read if it ends within an epoch. ``settings``: eps, family and rank are
+    the run's unless given. Raises UserError for a run whose weights are not there.
     """
     spec, files = read_run(folder)
     if threads:
@@ -122,7 +122,10 @@ def _final_weights(run: Run, files: RunFiles) -> dict[str, torch.Tensor]:
     if files.final.exists():
         return _read_weights(files.final)
     if METHODS[run.spec.mode].backward_passes(run.spec, 1, run.total) == 0:
-        return replay(files.folder).weights
+        replayed = replay(files.folder)
+        if not replayed.equal:
+            raise UserError(f"{files.folder} kept no weights, and here they come out other: {replayed.report}")
+        return replayed.weights
     raise UserError(f"{files.folder} has no final weights: probe its start, or repeat it with --keep weights")
 
 
@@ -149,8 +152,8 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
 def _probe_scope(run: Run, scope: str, batches: int, settings: ProbeSettings) -> Iterator[dict[str, Any]]:
     model = copy.deepcopy(run.state.model)  # a scope may untie the head
     parameters = [parameter for _, parameter in select_scope(model, scope)]
-    unread = range(run.total + 1, run.total + 1 + batches)
-    objectives = [objective_of(model, run.spec)(run.batch(run.data, step)) for step in unread]
+    further = range(run.total + 1, run.total + 1 + batches)
+    objectives = [objective_of(model, run.spec)(run.batch(run.data, step)) for step in further]
     plan = Plan("parallel", run.state.plan.directions_in_flight)
     return probe(objectives, parameters, settings, seed=run.spec.seed, plan=plan)
 

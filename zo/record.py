@@ -173,7 +173,9 @@ class RunFiles:
     def drop_checkpoints(self) -> None:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
-    def drop_kept(self) -> None:
+    def drop_weights(self) -> None:
+        """Delete the final weights, and those of steps between."""
+        self.final.unlink(missing_ok=True)
         shutil.rmtree(self.kept, ignore_errors=True)
 
 

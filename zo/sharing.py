@@ -7,9 +7,11 @@ break it, and shapes alone do not always tell. So two members pass together and 
 """
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
+from torch.nn.modules.dropout import _DropoutNd
 
 from zo.directions import Directions
 from zo.members import members_of
@@ -30,16 +32,31 @@ _seen_to: weakref.WeakKeyDictionary[torch.nn.Module, frozenset[int]] = weakref.W
 def can_share(objective: Objective, parameters: Sequence[torch.Tensor], directions: Directions) -> bool:
     """Whether two members have the same logits in a shared pass as on their own; tried once.
 
-    Costs four sequences' forward passes, and the memory of a step with directions of this kind. A model in
-    training mode is believed: dropout would make any two passes differ.
+    Costs four sequences' forward passes, and the memory of a step with directions of this kind.
     Raises UnsupportedOperation where a parameter is used in a way that can't be split at all.
     """
     model, ids = objective.model, frozenset(map(id, parameters))
-    if model.training or _seen_to.get(model) == ids:
+    if _seen_to.get(model) == ids:
         return True
-    if same := _try(objective, parameters, directions):
+    with _without_dropout(model):
+        same = _try(objective, parameters, directions)
+    if same:
         _seen_to[model] = ids
     return same
+
+
+@contextmanager
+def _without_dropout(model: torch.nn.Module) -> Iterator[None]:
+    """A model that drops out is in eval mode inside, for any two of its passes differ; others stay as they are."""
+    training = [module for module in model.modules() if module.training]
+    drops = any(isinstance(module, _DropoutNd) and module.p > 0 for module in training)
+    try:
+        for module in training if drops else ():
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _try(objective: Objective, parameters: Sequence[torch.Tensor], directions: Directions) -> bool:

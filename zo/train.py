@@ -159,11 +159,12 @@ def _train(
     facts |= describe_machine(str(device), torch.get_num_threads())
     write_json(files.folder / "manifest.json", facts)
     if checkpoint is None:
-        files.drop_kept()  # of a run of this name that had other settings, maybe
+        files.drop_weights()  # of a run of this name that had other settings, maybe
     logs = Logs(files, run.restore(checkpoint) if checkpoint else None)
     log.info("%s: %s", spec.name, f"resumed at step {run.ledger.step}" if checkpoint else "started")
     if "learning_rate" not in spec.model_fields_set and METHODS[spec.mode].uses:
         log.info("learning_rate %g (the default; FO and ZO want rates far apart)", spec.learning_rate)
+    del checkpoint  # it is as large as what is trained
     if facts["plan"]:
         log.info("plan: %s, directions in flight %s: %s", *facts["plan"].values())
     try:

@@ -283,6 +283,26 @@ def test_counts_of_another_machine_or_another_start_of_it_say_nothing(corpus, tm
     assert Attempt(path, spec).limits == {}
 
 
+def test_a_run_that_ended_before_its_first_checkpoint_keeps_its_plan_whatever_is_free_now(
+    corpus, tmp_path, monkeypatch
+):
+    """Else on a shared GPU a kill would change the bytes of its results."""
+    spec = small_spec(corpus, "ZO", query_budget_q=4)
+    plans = []
+    for free, fails in ((2**34, True), (1, False)):
+        with monkeypatch.context() as patch:
+            patch.setattr("zo.run.free_memory", lambda device, free=free: free)
+            if fails:
+                patch.setattr(Run, "take_step", lambda run: 1 / 0)
+                with pytest.raises(ZeroDivisionError):
+                    train(spec, tmp_path)
+            else:
+                assert train(spec, tmp_path).status == "done"
+        manifest = read_json(RunFiles(tmp_path, spec.name).folder / "manifest.json")
+        plans.append((manifest["plan"]["kind"], manifest["plan"]["directions_in_flight"]))
+    assert plans == [("parallel", 4)] * 2
+
+
 def test_a_retry_after_a_bug_ends_at_once_and_a_new_call_tries_again(corpus, tmp_path, monkeypatch):
     spec = small_spec(corpus, "FO")
 

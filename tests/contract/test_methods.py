@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import gc
 import itertools
 import json
 import math
@@ -10,14 +11,16 @@ import random
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import reference
 import torch
 from safetensors.torch import load_file
 
+from zo.checkpoint import Checkpoint
 from zo.errors import UserError
-from zo.loop import HIGH_STEPS, Interrupted
+from zo.loop import HIGH_STEPS, Interrupted, step_to_end
 from zo.methods import METHODS
 from zo.noise import make_noise
 from zo.optimizers import OPTIMIZERS
@@ -306,6 +309,16 @@ def test_instruct_and_calibrate_read_their_guide_from_the_other_corpus(build, sh
         two = build(mode, bp_interval=1, bp_dataset=str(shared / "guide.txt"))
         assert one.take_step().grad_norm != two.take_step().grad_norm
         assert torch.equal(one.batch(one.data, 1), two.batch(two.data, 1))
+
+
+def test_calibrates_backprop_steps_log_the_loss_of_the_runs_own_batch(build, shared):
+    """The guide's corpus may be an easier one: its loss would pass for the run's, and end up as its last."""
+    run = build("Calibrate", bp_interval=1, bp_dataset=str(shared / "guide.txt"))
+    batch, guide = run.batch(run.data, 1), run.batch(run.guide_data, 1)
+    own, other = (run.state.objective(blocks).losses().item() for blocks in (batch, guide))
+    report = run.take_step()
+    assert report.loss == pytest.approx(own, rel=1e-6)
+    assert report.loss != pytest.approx(other, rel=1e-3)
 
 
 def test_random_takes_a_step_of_the_estimates_norm_in_an_unrelated_direction(build):
@@ -703,6 +716,23 @@ def test_a_checkpoint_whose_log_is_gone_does_not_publish_a_log_of_nothing(
     assert b"\0" not in files.csv.read_bytes()
 
 
+def test_a_run_that_goes_on_holds_no_copy_of_its_checkpoint(
+    make_spec, results, crash_in_step_6, monkeypatch
+):
+    """It is as large as what is trained."""
+    spec, folder, held = make_spec("ZO"), results(), []
+    crash_in_step_6(spec, folder)
+
+    def look(run, files, logs):
+        gc.collect()
+        held.append((run.ledger.step, sum(isinstance(each, Checkpoint) for each in gc.get_objects())))
+        return step_to_end(run, files, logs)
+
+    monkeypatch.setattr("zo.train.step_to_end", look)
+    assert train(spec, folder).status == "done"
+    assert held == [(4, 0)]
+
+
 # -- runs that diverge ------------------------------------------------------------------------------
 
 
@@ -736,6 +766,19 @@ def test_a_loss_far_above_chance_for_twenty_logged_steps_in_a_row_is_diverged(
     outcome = train(spec, folder)
     assert outcome.status == "diverged"
     assert int(read_rows(RunFiles(folder, spec.name))[-1]["step"]) == 6 + 2 * HIGH_STEPS
+
+
+def test_a_diverged_run_leaves_no_final_weights_not_even_those_of_the_run_before(
+    make_spec, results, monkeypatch
+):
+    """A run of the same name with other settings had ended well."""
+    folder, take_step = results(), Run.take_step
+    assert train(make_spec("FO"), folder).status == "done"
+    final = RunFiles(folder, make_spec("FO").name).final
+    assert final.exists()
+    monkeypatch.setattr(Run, "take_step", lambda run: replace(take_step(run), loss=math.nan))
+    assert train(make_spec("FO", max_steps=3), folder).status == "diverged"
+    assert not final.exists()
 
 
 # -- the seam ---------------------------------------------------------------------------------------

@@ -172,6 +172,18 @@ def test_a_missing_control_is_named(folder, gone, said):
     assert verdict_of(folder, backward_cost=EQUAL_PASSES) == "withheld: no control"
 
 
+def test_layer_wise_arms_want_the_control_whose_blocks_are_never_trained(folder):
+    """Most of what they reach is the embedding's, trained by backprop in all of them."""
+    write_honest(folder)
+    for seed in (0, 1, 2):
+        write_run(folder, "LayerwiseZO", "full", q=8, lr=1e-3, seed=seed)
+    assert guards_of(folder)["no control"].message.startswith("no LayerwiseFrozen run")
+    for seed in (0, 1, 2):
+        write_run(folder, "LayerwiseFrozen", "full", q=0, lr=1e-3, seed=seed)
+    assert "no control" not in guards_of(folder)
+    assert verdict_of(folder, "LayerwiseFrozen") == ""
+
+
 def test_arms_at_no_equal_budget_get_no_verdict_and_the_numbers_are_said(folder):
     write_honest(folder, modes=("FO", "Frozen"))
     write_honest(folder, modes=("ZO", "Random"), steps=200)

@@ -313,15 +313,30 @@ ODD = {
 }
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("mix", ODD)
-def test_a_model_that_does_not_keep_its_sequences_apart_gets_the_sequential_plan(mix):
+def test_a_model_that_does_not_keep_its_sequences_apart_gets_the_sequential_plan(mix, training):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = Odd(ODD[mix]).eval()
+        model = Odd(ODD[mix]).train(training)
     noise, batch = make_noise("gaussian", SEED, STEP, list(model.parameters())), make_batch()
     with pytest.warns(UserWarning, match="Odd does not keep the sequences of a batch apart"):
         losses, _ = member_losses(model, noise, Plan("parallel", 2), batch=batch)
     assert losses == pytest.approx(dense_losses(model, noise, batch=batch), rel=1e-5)
+
+
+def test_a_model_that_drops_out_is_tried_without_and_left_in_its_mode():
+    """In training mode no two of its passes are alike, whether its sequences are kept apart or not."""
+    model, modes = Odd(lambda model, x: model.drop(model.layer(x))), []
+    model.drop, model.layer.training = torch.nn.Dropout(0.5), False
+    model.register_forward_pre_hook(lambda *_: modes.append(model.drop.training))
+    noise = make_noise("gaussian", SEED, STEP, list(model.parameters()))
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        member_losses(model, noise, Plan("parallel", Q))
+    assert modes == [False, False, False, True]
+    assert model.training
+    assert not model.layer.training
 
 
 def test_a_model_is_tried_once_and_the_trial_leaves_the_global_generator_alone():

@@ -40,7 +40,7 @@ COMMANDS = (
     "bench",
 )
 COMMANDS += ("replay", "probe", "doctor", "crash")
-S1 = (
+SWEEP = (
     "--modes FO,ZO --scopes reduced,full --batch-sizes 2,4,8 --query-budgets 1,2,4,8 "
     "--learning-rates 1e-4,1e-5 --epochs 2 --parallel 4 --gpus 0,1,2,3 --log-interval 10"
 )
@@ -54,7 +54,7 @@ S1_CONFIG = {
     "epochs": 2,
     "log_interval": 10,
 }
-S3 = (
+TRAIN = (
     "--mode ZO --scope reduced --batch_size 4 --query_budget_q 8 --learning_rate 1e-5 --epochs 1 "
     "--model_size 20M --optimizer sgd --log_interval 10 --parallel_q_computation --parallel_batch_size 4"
 )
@@ -129,15 +129,15 @@ def test_the_defaults_of_a_run_by_hand_are_those_of_the_specification(trained):
 
 
 def test_every_flag_of_the_specifications_command_reaches_the_spec(trained):
-    spec = spec_of(trained, S3)
+    spec = spec_of(trained, TRAIN)
     cell = {"scope": "reduced", "batch_size": 4, "query_budget_q": 8, "model_size": "20M", "epochs": 1}
     assert spec == RunSpec.make(mode="ZO", plan="parallel", parallel_batch_size=4, **cell)
 
 
 def test_flags_may_be_spelled_with_hyphens_or_underscores(trained):
-    with_hyphens = " ".join(word.replace("_", "-") if word[0] == "-" else word for word in S3.split())
+    with_hyphens = " ".join(word.replace("_", "-") if word[0] == "-" else word for word in TRAIN.split())
     assert "_" not in with_hyphens
-    assert spec_of(trained, S3) == spec_of(trained, with_hyphens)
+    assert spec_of(trained, TRAIN) == spec_of(trained, with_hyphens)
     assert spec_of(trained, "--mode=FO --batch_size=3").batch_size == 3
     assert spec_of(trained, "--mode=FO --dataset my_file-a.txt").dataset == "my_file-a.txt"
 
@@ -246,7 +246,7 @@ def test_help_names_every_setting(command, capsys, monkeypatch):
 
 
 def test_a_dry_run_of_the_specifications_sweep_prints_its_60_runs(started, capsys):
-    assert main(["sweep", "--dry-run", *S1.split()]) == 0
+    assert main(["sweep", "--dry-run", *SWEEP.split()]) == 0
     rates = ("1e-04", "1e-05")
     assert capsys.readouterr().out.split() == [
         f"{mode}_{scope}_bs{batch}_q{q}_lr{rate}"
@@ -261,7 +261,7 @@ def test_a_dry_run_of_the_specifications_sweep_prints_its_60_runs(started, capsy
 
 
 def test_the_study_file_that_a_sweep_writes_is_the_one_written_by_hand(started):
-    assert main(["sweep", *S1.split()]) == 7
+    assert main(["sweep", *SWEEP.split()]) == 7
     written, by_hand = read_study(Path("results/sweep/study.yaml")), load_study(S1_CONFIG)
     assert written.runs == by_hand.runs
     assert list(written.runs) == list(by_hand.runs)
@@ -272,7 +272,7 @@ def test_snakemake_reads_the_command_as_it_is_meant(started):
     from snakemake.cli import get_argument_parser
 
     extra = ["--", "results/sweep/summary.txt", "--keep_going", "--set-resources", "train:mem_mb=5"]
-    assert main(["sweep", *S1.split(), "--threads", "2", *extra]) == 7
+    assert main(["sweep", *SWEEP.split(), "--threads", "2", *extra]) == 7
     ((command, environment),) = started
     assert command[:3] == [sys.executable, "-m", "snakemake"]
     read = get_argument_parser().parse_args(command[3:])

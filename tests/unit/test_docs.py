@@ -18,6 +18,7 @@ import torch
 from zo.cli import _hyphens, build_parser
 from zo.cli.training import read_spec
 from zo.errors import UserError
+from zo.footprint import memory_bytes
 from zo.methods import METHODS
 from zo.record import COLUMNS
 from zo.spec import RunSpec
@@ -241,6 +242,19 @@ def test_every_relative_link_resolves(page):
     assert [link for link in local if not (page.parent / link).exists()] == []
 
 
+def name_anchor(heading: str) -> str:
+    """What GitHub makes of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip("# ").lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_page)
+def test_every_link_to_a_part_of_a_page_finds_its_heading(page):
+    links = re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    for target, part in links:
+        text = ((page.parent / target) if target else page).read_text(encoding="utf-8")
+        assert part in map(name_anchor, re.findall(r"^#+ .*", text, flags=re.MULTILINE)), (target, part)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_page)
 def test_every_path_of_the_repository_that_a_page_names_exists(page):
     inside = re.compile(r"(zo|tests|docs|workflow|envs|profiles)/[\w./*-]*")
@@ -302,6 +316,21 @@ def test_the_scaling_page_is_what_the_law_says():
     assert read("docs/scaling.md") == script.splice(read("docs/scaling.md")), (
         "run: python docs/make_scaling.py"
     )
+
+
+def test_as_many_runs_as_the_memory_table_says_fit_a_gpu_and_not_one_more():
+    script = load_script("make_scaling")
+    for _, spec in script.make_specs():
+        for gb in script.CARDS_GB:
+            jobs, _, change = script.fit(spec, gb).partition(": ")
+            size, room = memory_bytes(spec, "cuda"), 0.8e9 * gb
+            assert int(jobs) * size <= room
+            assert int(jobs) == script.MOST_JOBS[spec.model_size] or (int(jobs) + 1) * size > room
+            assert bool(change) == (jobs == "0")
+            if change:
+                key, value = change.strip("`").split(": ")
+                smaller = RunSpec.make(**spec.model_dump() | {key: value})
+                assert memory_bytes(smaller, "cuda") <= room
 
 
 def test_the_law_of_ranks_shares_the_directions_and_nothing_else():

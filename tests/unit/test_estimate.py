@@ -62,6 +62,29 @@ def build(name: str, dtype=torch.float64):
     return model.to(dtype)
 
 
+class Bigrams(torch.nn.Module):
+    """The smallest language model; its logits are its output, as a traced module's must be a tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding(VOCABULARY, 8)
+        self.head = torch.nn.Linear(8, VOCABULARY, bias=False)
+
+    def forward(self, input_ids):
+        return self.head(self.table(input_ids))
+
+
+class Answer(torch.nn.Module):
+    """A model that answers as those of transformers do."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids):
+        return SimpleNamespace(logits=self.model(input_ids))
+
+
 @pytest.fixture(scope="module")
 def models():
     return {name: build(name) for name in MODELS}
@@ -517,6 +540,31 @@ def test_parameters_need_not_be_contiguous(models, batch, parallel):
     with torch.no_grad():
         noise.update_(parameters, 0.1, [1.0, -2.0])
     assert_close(parameters, moved)
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_a_model_whose_parameters_cannot_be_seen_is_an_error_not_a_gradient_of_noise(models, parallel):
+    """The engine answers the calls of functions on parameters: a traced module makes none."""
+    model = Bigrams()
+    ids = torch.randint(VOCABULARY, (BATCH, LENGTH), generator=torch.Generator().manual_seed(1))
+    traced = torch.jit.trace(model, (ids,), strict=False)
+    arguments = (list(model.parameters()), CrossEntropyLoss(), {"input_ids": ids}, ids, 2, EPS, "cpu")
+    with pytest.raises(ValueError, match="uses none of the parameters"):
+        zo_gradient_estimator(Answer(traced), *arguments, parallel_q_computation=parallel, seed=0)
+    with pytest.raises(ValueError, match=r"give model\._orig_mod"):
+        zo_gradient_estimator(torch.compile(model), *arguments, parallel_q_computation=parallel, seed=0)
+
+
+def test_parameters_that_the_model_does_not_use_are_named_once(batch):
+    model = Bigrams()
+    model.idle = torch.nn.Parameter(torch.ones(3))
+    ids = torch.randint(VOCABULARY, (BATCH, LENGTH), generator=torch.Generator().manual_seed(1))
+    parameters = [model.table.weight, model.idle, model.head.weight]
+    arguments = (parameters, CrossEntropyLoss(), {"input_ids": ids}, ids, 2, EPS, "cpu")
+    with pytest.warns(UserWarning, match="does not use the parameters at places 1 in") as caught:
+        for _ in range(2):
+            zo_gradient_estimator(Answer(model), *arguments, seed=0)
+    assert len(caught) == 1
 
 
 def test_a_parameter_listed_twice_is_an_error(models, batch):

@@ -73,9 +73,11 @@ def test_hybrids_count_their_backprop_steps():
 
 def test_the_paper_size_study_is_the_grid_counted_by_hand():
     study = read_study(ROOT / "workflow/studies/paper.yaml")
-    runs = [spec for spec in study.runs.values() if spec.mode in ("FO", "ZO", "Random", "Frozen")]
-    # 2 scopes x 3 seeds of: 5 rates; 6 rates x 6 query budgets; one; one.
-    assert Counter(spec.mode for spec in runs) == {"FO": 30, "ZO": 216, "Random": 6, "Frozen": 6}
+    runs = list(study.runs.values())
+    # 2 scopes x 3 seeds of: 5 rates; 6 rates x 6 query budgets; one; one. Layer by layer 3 seeds of 4, 4, 1.
+    plain = {"FO": 30, "ZO": 216, "Random": 6, "Frozen": 6}
+    layers = {"LayerwiseFO": 12, "LayerwiseZO": 12, "LayerwiseFrozen": 3}
+    assert Counter(spec.mode for spec in runs) == plain | layers
     assert {(spec.tokenizer, spec.vocab_size) for spec in runs} == {("bpe", 32_000)}
     assert {run.steps for run in forecast(study, GIVEN, [1], 1).runs} == {10**8 // (32 * 256)}
 

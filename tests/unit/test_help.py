@@ -7,7 +7,6 @@ import pytest
 
 from zo.cli import COMMANDS, build_parser, main
 from zo.cli.flags import SECTIONS
-from zo.prune import KINDS
 from zo.spec import RunSpec
 from zo.study import PLURAL
 
@@ -66,11 +65,6 @@ def test_gpus_are_a_number_for_one_run_and_ids_for_a_sweep(capsys, monkeypatch):
     assert "ids of the GPUs" in said["sweep"]
     assert "ranks" in said["train"]
     assert "ranks" not in said["probe"]
-
-
-def test_prune_names_every_kind_that_can_be_kept(capsys, monkeypatch):
-    line = line_of("--keep", help_of("prune", capsys, monkeypatch))
-    assert [kind for kind in KINDS if kind not in line] == []
 
 
 def test_what_only_the_workflow_calls_is_not_listed_but_has_help(capsys, monkeypatch):

@@ -1,4 +1,4 @@
-"""The exact laws of spec.md, through the engine that runs train with.
+"""The exact laws of docs/method.md, through the engine that runs train with.
 
 The loss is linear, so the finite difference is the directional derivative whatever eps, and the laws hold
 without a remainder. A mean over N estimates must lie within Z of its own standard errors of the law;

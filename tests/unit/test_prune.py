@@ -11,7 +11,7 @@ from small_runs import fail
 from zo.cli import main
 from zo.errors import UserError
 from zo.files import try_hold, write_json
-from zo.prune import prune
+from zo.prune import KINDS, prune
 from zo.record import RunFiles
 from zo.study import load_study
 from zo.sweep_record import begin_sweep, end_sweep
@@ -152,6 +152,13 @@ def test_caches_stay_while_a_sweep_is_at_work(results):
     end_sweep("results", succeeded=True)
     prune(results, also=["caches"])
     assert not (results / "cache/c").exists()
+
+
+def test_the_help_names_every_kind_that_may_be_kept(capsys):
+    with pytest.raises(SystemExit):
+        main(["prune", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"kinds ({', '.join(KINDS)})" in text
 
 
 def test_the_command_prints_what_goes_and_how_many_bytes(results, capsys):

@@ -249,6 +249,18 @@ def test_a_lock_is_free_after_its_block(tmp_path):
             pass
 
 
+def test_a_file_system_without_locks_is_one_line_that_says_how_to_mount_it(tmp_path, monkeypatch):
+    def refuse(file, operation):  # what Lustre says that is not mounted with flock
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(files_module.fcntl, "flock", refuse)
+    line = r"lock cannot be held: Function not implemented: mount its file system with flock, or take another"
+    with pytest.raises(UserError, match=line), hold(tmp_path / ".lock"):
+        pass
+    with pytest.raises(SystemExit, match=line):
+        hold_or_exit(str(tmp_path))
+
+
 def test_a_held_folder_ends_a_second_process_with_one_line_until_the_first_is_killed(start, tmp_path):
     folder = str(tmp_path / "results")
     first = start(HOLD_FOLDER, folder)

@@ -1,13 +1,15 @@
 """The sweep as people run it: real snakemake processes on a study of four short runs."""
 
+import json
 import re
+import shutil
 import zipfile
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from browser import WIDTHS, find_overflow, find_overlaps, open_browser, read_console, show
-from real_sweep import STUDY, Sweep, runs_of
+from real_sweep import ROOT, STUDY, Sweep, runs_of
 
 FO = "FO_full_bs2_q0_lr1e-01_block16"
 
@@ -328,3 +330,19 @@ def test_a_study_that_asks_for_its_claims_gets_them_judged_and_reported(finished
     assert set(table["verdict"]) == {"undecided"}
     assert table.loc[table["claim"] == "C1", "reason"].str.contains("n = 1 < 3").all()
     assert "0 supported, 0 not supported, 9 undecided" in (finished.results / "report.html").read_text()
+
+
+def test_a_checkout_and_a_folder_whose_names_a_shell_would_take_apart(tmp_path):
+    """Jobs find the checkout by PYTHONPATH, which their shell exports."""
+    checkout, place = tmp_path / "my fork's $HOME", tmp_path / "my runs"
+    place.mkdir()
+    checkout.mkdir()
+    for name in ("zo", "workflow", "profiles", "envs"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Snakefile", "config.yaml", "pyproject.toml"):
+        shutil.copy(ROOT / name, checkout)
+    sweep = Sweep(place, STUDY | {"modes": "FO", "max_steps": 1}, root=checkout)
+    done = sweep.run("results/tiny/csv_logs/FO_full_bs2_q0_lr1e-01_block16.csv", PYTHONPATH=str(checkout))
+    assert done.returncode == 0, done.stdout
+    manifest = json.loads(next(sweep.results.glob("runs/*/manifest.json")).read_text())
+    assert manifest["run"] == "FO_full_bs2_q0_lr1e-01_block16"

@@ -168,7 +168,9 @@ def check_controls(scene: Scene) -> Iterator[Finding]:
     """
     if not set(scene.compared) - set(stats.CONTROLS):
         return
-    missing = [mode for mode in stats.CONTROLS if mode not in set(scene.answer["mode"])]
+    there = set(scene.answer["mode"])
+    wanted = ("Random", "Frozen") + ("LayerwiseFrozen",) * bool(there & {"LayerwiseFO", "LayerwiseZO"})
+    missing = [mode for mode in wanted if mode not in there]
     if missing:
         message = f"no {' and no '.join(missing)} run: nothing here shows what no training, or noise of the "
         message += "estimate's length, would have reached"

@@ -11,10 +11,12 @@ import pandas as pd
 
 from zo.analysis.intervals import difference_interval, mean_interval
 from zo.analysis.table import PROBLEM_AXES, list_axes, spell_lr
+from zo.methods import METHODS
 from zo.spec import AXES
 
-MODES = ("FO", "ZO", "Calibrate", "Instruct", "Random", "Frozen")
-CONTROLS = ("Random", "Frozen")
+MODES = tuple(METHODS)
+CONTROLS = ("Random", "Frozen", "LayerwiseFrozen")
+"""Modes that show what the others are worth: they get no verdict and have no best learning rate."""
 ENDS = ("", "_low", "_high", "_n")  # of the columns that hold an Interval
 SHORT = {"batch_size": "bs"}  # as run names have it
 EDGE_WARNINGS = {
@@ -175,6 +177,6 @@ def measure_costs(runs: pd.DataFrame) -> pd.DataFrame:
 def mode_order(column: pd.Series) -> pd.Series:
     """Sort modes as people name them (FO, ZO, hybrids, controls), numbers as numbers, the rest as text."""
     if column.name == "mode":
-        known = {mode: f"{i}" for i, mode in enumerate(MODES)}
-        return column.map(lambda mode: known.get(mode, f"{len(MODES)}{mode}"))
+        known = {mode: f"{i:02}" for i, mode in enumerate(MODES)}
+        return column.map(lambda mode: known.get(mode, f"{len(MODES):02}{mode}"))
     return column if pd.api.types.is_numeric_dtype(column) else column.astype(str)

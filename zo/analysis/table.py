@@ -139,7 +139,7 @@ def _read_text(path: Path) -> pd.DataFrame:
 
 
 def _to_numbers(rows: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """Turn the text columns of S9 into floats; absent columns become empty ones."""
+    """Turn the text columns of a CSV log into floats; absent columns become empty ones."""
     columns = {"run": rows["run"].astype(object)}
     for name in COLUMNS:
         text = rows[name].fillna("") if name in rows else pd.Series("", index=rows.index, dtype=object)

@@ -33,7 +33,7 @@ def add_probe_flags(parser) -> None:
         help="drawn at each batch: N/q estimates of every q are made of them (default 64)",
     )
     parser.add_argument(
-        "--batches", type=int, metavar="N", default=4, help="that the run has not read (default 4)"
+        "--batches", type=int, metavar="N", default=4, help="the next ones after the run's own (default 4)"
     )
     parser.add_argument("--out", type=Path, metavar="FILE.csv", help="the rows (default results/probes/<run>.csv)")
     machine_flags(parser)
