@@ -124,7 +124,7 @@ def build_cache(spec: DatasetSpec, root: Path, *, progress: bool = True) -> Path
 
 
 def _remove_leftovers(root: Path, prefix: str) -> None:
-    """Delete the folders that killed builders of this host left; another host's locks may not be seen here."""
+    """Delete what killed builders of this host left; another host's locks may not be seen here."""
     for left in root.glob(f"{prefix}*"):
         with suppress(OSError):  # its builder has just renamed it
             young = time.time() - left.stat().st_mtime < HOLD_WITHIN_S

@@ -262,7 +262,9 @@ def zo_gradient_estimator(
     """
     parameters = list(trainable_params)
     if hasattr(model, "_orig_mod"):
-        raise ValueError("model is one of torch.compile, whose parameters cannot be seen: give model._orig_mod")
+        raise ValueError(
+            "model is one of torch.compile, whose parameters cannot be seen: give model._orig_mod"
+        )
     _check_estimator_arguments(parameters, q, epsilon, parallel_batch_size)
     seed = torch.randint(2**62, ()).item() if seed is None else operator.index(seed)
     if not isinstance(inputs, Mapping):

@@ -13,7 +13,6 @@ from typing import IO, Any
 from zo.causes import MACHINE_ERRORS
 from zo.errors import UserError
 
-
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP)
 """What a file system without locks says, e.g. Lustre where it is not mounted with flock."""
 

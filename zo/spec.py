@@ -120,7 +120,9 @@ class RunSpec(BaseModel):
     max_samples: Integer | None = common(None, "read at most this many documents", ge=1)
     text_column: str | None = common(None, "column of a jsonl or parquet file that holds the text")
     tokenizer: str | None = common(None, "bpe, bytes, gpt2, or a hub name or path; by size if not given")
-    vocab_size: Integer | None = common(None, "vocabulary of a bpe tokenizer; by size if not given", ge=BYTES_VOCABULARY)
+    vocab_size: Integer | None = common(
+        None, "vocabulary of a bpe tokenizer; by size if not given", ge=BYTES_VOCABULARY
+    )
     bp_dataset: str | None = common(None, "Calibrate, Instruct: corpus of the backprop batches, if another")
 
     # How long, exactly one of these.
@@ -330,7 +332,7 @@ def describe(error: ValidationError, model: type[BaseModel] = RunSpec) -> str:
     return f"{key}: {first['input']!r} is not allowed: it {reason}"
 
 
-KINDS = {"int": "an integer", "float": "a number", "bool": "true or false", "string": "a string"}
+KINDS = {"int": "an integer", "float": "a number", "bool": "a boolean, true or false", "string": "a string"}
 """What pydantic's complaints about a value's type begin with, in words."""
 
 

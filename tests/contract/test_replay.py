@@ -147,7 +147,7 @@ class Blind(Method):
 def test_a_method_that_does_not_say_its_direction_is_refused_with_one_line(finish, monkeypatch):
     monkeypatch.setitem(METHODS, "Blind", Blind)
     files = finish("Blind")
-    with pytest.raises(UserError, match="mode Blind cannot be replayed: .*use the run's final.safetensors$"):
+    with pytest.raises(UserError, match=r"mode Blind cannot be replayed: .* final\.safetensors$"):
         replay(files.folder)
 
 

@@ -7,7 +7,6 @@ import pytest
 
 from zo.cli import COMMANDS, build_parser, main
 from zo.cli.flags import SECTIONS
-from zo.spec import RunSpec
 from zo.study import PLURAL
 
 
@@ -59,7 +58,9 @@ def test_the_flags_of_a_run_by_hand_say_what_is_required(capsys, monkeypatch):
 
 
 def test_gpus_are_a_number_for_one_run_and_ids_for_a_sweep(capsys, monkeypatch):
-    said = {name: line_of("--gpus", help_of(name, capsys, monkeypatch)) for name in ("train", "probe", "sweep")}
+    said = {
+        name: line_of("--gpus", help_of(name, capsys, monkeypatch)) for name in ("train", "probe", "sweep")
+    }
     assert "how many free GPUs" in said["train"]
     assert "how many free GPUs" in said["probe"]
     assert "ids of the GPUs" in said["sweep"]

@@ -71,7 +71,7 @@ def test_no_device_but_a_cpu_or_cuda_is_taken(name):
     [
         ({"learning_rate": "fast"}, "learning_rate: 'fast' is not allowed: it must be a number"),
         ({"batch_size": "many"}, "batch_size: 'many' is not allowed: it must be an integer"),
-        ({"shard_batch": "maybe"}, "shard_batch: 'maybe' is not allowed: it must be true or false"),
+        ({"shard_batch": "maybe"}, "shard_batch: 'maybe' is not allowed: it must be a boolean, true or false"),
         ({"scope": "block7"}, "scope: 'block7' is not allowed: there is no block7 among the model's 2"),
     ],
 )
@@ -81,7 +81,8 @@ def test_a_setting_of_the_wrong_kind_is_told_in_plain_words(setting, words):
 
 
 @pytest.mark.parametrize(
-    ("mode", "given", "told"), [("ZO", {}, True), ("ZO", {"learning_rate": 1e-5}, False), ("Frozen", {}, False)]
+    ("mode", "given", "told"),
+    [("ZO", {}, True), ("ZO", {"learning_rate": 1e-5}, False), ("Frozen", {}, False)],
 )
 def test_a_learning_rate_that_was_not_chosen_is_said_in_the_log(tmp_path, caplog, mode, given, told):
     settings = {key: value for key, value in SETTINGS.items() if key != "learning_rate"} | {"max_steps": 1}

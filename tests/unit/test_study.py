@@ -279,7 +279,7 @@ def test_a_target_is_of_the_study_in_whose_folder_it_lies(target, owner):
             "study: t\nlearning_rates:\n  FO: 1\n  ZO: 2\n  FO: 3\n",
             "line 5, column 3: key 'FO' stands here and in line 3",
         ),
-        ("also:\n  - {scopes: full, scopes: head}\n", "line 2, column 19: key 'scopes' stands here and in"),
+        ("also:\n  - {scopes: full, scopes: head}\n", "line 2, column 20: key 'scopes' stands here and in"),
         ("a: [1,\nb: }", "line 2, column 4: expected the node content"),
         ("a: b: c", "line 1, column 5: mapping values are not allowed here"),
     ],

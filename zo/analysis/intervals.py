@@ -73,7 +73,8 @@ def ratio_interval(left: pd.Series, right: pd.Series, confidence: float = 0.95) 
     """Return the interval of left / right, positive costs indexed by seed: geometric mean over shared seeds.
 
     Costs are skewed, so on logarithms: Student t for few seeds, from `BOOTSTRAP_FROM` on the BCa bootstrap
-    (Efron 1987; scipy's, with a fixed generator), which asks for no shape. All NaN where a cost is missing or 0.
+    (Efron 1987; scipy's, with a fixed generator), which asks for no shape. All NaN where a cost is missing or
+    is 0.
     """
     shared = pair_seeds(left, right)
     costs = np.array([left[shared], right[shared]], dtype=float)

@@ -66,7 +66,10 @@ COMMANDS = {
         checking.doctor, checking.add_doctor_flags, "print versions, devices, memory, and what is missing"
     ),
     "crash": Command(
-        sweeping.crash, sweeping.add_crash_flags, "(for the workflow) record a training job that failed", False
+        sweeping.crash,
+        sweeping.add_crash_flags,
+        "(for the workflow) record a training job that failed",
+        False,
     ),
 }
 

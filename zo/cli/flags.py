@@ -9,7 +9,6 @@ from typing import Literal, Union, get_args, get_origin
 
 from zo.errors import UserError
 
-
 SECTIONS = {
     "mode": "the cell",
     "optimizer": "further axes",
@@ -22,7 +21,7 @@ SECTIONS = {
 
 
 def setting_groups(parser) -> Iterator[tuple]:
-    """Yield, for each section of a run's settings, its group of the parser's flags and its settings' names."""
+    """Yield a group of the parser's flags for each section of a run's settings, and the names of these."""
     from zo.spec import RunSpec
 
     keys = list(RunSpec.model_fields)
@@ -42,7 +41,7 @@ def add_setting(parser, key: str, info) -> None:
 
 
 def describe_setting(info, many: bool = False, default: str | None = None) -> str:
-    """What --help says of a field: its meaning, the words it may be, and its default, or ``default`` for it."""
+    """What --help says of a field: its meaning, the words it may be, its default (or ``default`` for it)."""
     words = get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
     missing = not words or (str(words[0]) in info.description and str(words[-1]) in info.description)
     parts = [info.description] + ([] if missing else [f"one of {', '.join(words)}"])
@@ -76,5 +75,9 @@ def read_wholes(text: str, flag: str) -> tuple[int, ...]:
 def results_flag(parser) -> None:
     """Add --results, the study's folder."""
     parser.add_argument(
-        "--results", type=Path, default=Path("results"), metavar="DIR", help="the study's folder (default results)"
+        "--results",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="the study's folder (default results)",
     )

@@ -35,7 +35,9 @@ def add_probe_flags(parser) -> None:
     parser.add_argument(
         "--batches", type=int, metavar="N", default=4, help="the next ones after the run's own (default 4)"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE.csv", help="the rows (default results/probes/<run>.csv)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE.csv", help="the rows (default results/probes/<run>.csv)"
+    )
     machine_flags(parser)
 
 

@@ -42,7 +42,7 @@ class Scope(NamedTuple):
     runs: list[str] | None
     """Those that are read; None: all of the folder."""
     cost: float
-    """Forward passes that a backward pass counts as: by the flag, else by the study. Checked by who uses it."""
+    """Forward passes that a backward pass counts as, by the flag, else by the study."""
     claims: bool
     """Whether a claims.csv beside the logs is the study's: one that no longer asks for it left it behind."""
 
