@@ -263,9 +263,13 @@ def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"device: {name!r} is not allowed: auto, cpu, cuda or cuda:<index>") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"device: {name!r} is not allowed: auto, cpu, cuda or cuda:<index>")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device: {name!r} is asked for, but torch {torch.__version__} sees no GPU")
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise UserError(f"device: {name!r} is asked for, but torch sees {count} GPUs, from cuda:0")
     return device
 
 
