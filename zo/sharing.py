@@ -54,7 +54,7 @@ def can_share(objective: Objective, parameters: Sequence[torch.Tensor], directio
 
 @contextmanager
 def _without_dropout(model: torch.nn.Module) -> Iterator[None]:
-    """A model that drops out is in eval mode inside: any two of its passes differ. Others stay as they are."""
+    """A model that drops out is in eval mode inside: any two of its passes differ. Others stay as is."""
     training = [module for module in model.modules() if module.training]
     drops = any(isinstance(module, _DropoutNd) and module.p > 0 for module in training)
     try:
