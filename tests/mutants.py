@@ -67,6 +67,9 @@ PARETO = ("tests/unit/test_analysis_pareto.py",)
 REPORT = ("tests/unit/test_report.py",)
 CLAIMS = "tests/unit/test_claims.py"
 RESUME = (METHODS, "-k", "crashed and ZO")
+MISTAKES = "tests/unit/test_mistakes.py"
+SUMMARY = "tests/unit/test_analysis_summary.py"
+DATASET = "tests/unit/test_dataset.py"
 
 
 class Mutant(NamedTuple):
@@ -109,7 +112,7 @@ IN_PLACE = """\
                 if sign == 1:
                     losses.append(objective.losses(own))
             continue
-        with Perturbed(parameters, members, rows.shape[1]):
+        with Perturbed(parameters, members, rows.shape[1]) as perturbed:
 """
 TERM_BY_TERM = """\
                 for query, weight in enumerate(weights):
@@ -230,7 +233,7 @@ MUTANTS = [
     Mutant("loss of the first member alone", "estimate.py", "losses.mean().item()", "losses[0].item()", ORACLE),
     Mutant("losses of half-precision logits", "objective.py", "logits = logits.to(at_least_fp32(logits))", "pass", ("tests/unit/test_half.py",)),
     Mutant("a dense gradient in half precision", "estimate.py", "self.weights(), index).view(parameter.shape)", "self.weights(), index).view(parameter.shape).to(parameter.dtype)", HALF),
-    Mutant("perturbed in place", "estimate.py", "        with Perturbed(parameters, members, rows.shape[1]):\n", IN_PLACE, (*ESTIMATE, "-k", "bit_for_bit")),
+    Mutant("perturbed in place", "estimate.py", "        with Perturbed(parameters, members, rows.shape[1]) as perturbed:\n", IN_PLACE, (*ESTIMATE, "-k", "bit_for_bit")),
     Mutant("signs outermost in the sequential plan", "estimate.py", "for query in queries for scale in scales]", "for scale in scales for query in queries]", ORACLE),
     Mutant("no fall-back to the sequential plan", "estimate.py", "except UnsupportedOperation as unsupported:\n", "except UnsupportedOperation as unsupported:\n            raise\n", UNUSUAL),
     Mutant("sequences that mix are not noticed", "sharing.py", "return not (together", "return True or (together", (*ARCHITECTURES, "-k", "keep_its_sequences")),
@@ -277,7 +280,7 @@ MUTANTS = [
     Mutant("weights of the update not applied to vectors", "noise.py", "total = weights.to(wide) @ drawn.to(wide)", "total = drawn.to(wide).mean(0)", (*LOWRANK, "-k", "dense_sum")),
     Mutant("weights of the update in fp32", "noise.py", "torch.tensor(weights, dtype=torch.float64,", "torch.tensor(weights, dtype=torch.float32,", (*LOWRANK, "-k", "dense_sum")),
     Mutant("alpha dropped for vectors", "noise.py", "torch._foreach_add_(parameters, parts, alpha=alpha)", "torch._foreach_add_(parameters, parts)", (*LOWRANK, "-k", "dense_sum")),
-    Mutant("sums of low-rank noise in half precision", "directions.py", "torch.empty_like(theta[rows], dtype=at_least_fp32(theta))", "torch.empty_like(theta[rows])", (*LOWRANK, "-k", "dense_sum or bf16")),
+    Mutant("sums of low-rank noise in half precision", "directions.py", "theta.new_empty(theta[rows].shape, dtype=at_least_fp32(theta))", "theta.new_empty(theta[rows].shape)", (*LOWRANK, "-k", "dense_sum or bf16")),
     Mutant("one product in half precision too", "noise.py", "return self.matrices[index] and exact and 2", "return self.matrices[index] and 2", (*LOWRANK, "-k", "dense_sum or bf16")),
     Mutant("the first rows' factors in every block of a direction", "noise.py", "u[:, start:stop] * self.root", "u[:, : len(out)] * self.root", (*LOWRANK, "-k", "blocks")),
     Mutant("the first rows' factors in every block of a sum", "noise.py", "u = u[..., start:stop] *", "u = u[..., : len(total)] *", (*LOWRANK, "-k", "blocks")),
@@ -495,7 +498,7 @@ MUTANTS = [
     Mutant("a rank timed with all directions", "measure.py", "-(-getattr(spec, key) // spec.ranks)", "getattr(spec, key)", MEASURE),
     Mutant("a period timed by its backprop step", "measure.py", "spent / sum(map(len, kinds))", "take_step(kinds[-1][0])", MEASURE),
     # What a review found.
-    Mutant("a model in training mode is believed", "sharing.py", "    if _seen_to.get(model) == ids:", "    if model.training or _seen_to.get(model) == ids:", (*ARCHITECTURES, "-k", "keep_its_sequences")),
+    Mutant("a model in training mode is believed", "sharing.py", "if model in _trusted or", "if model.training or model in _trusted or", (*ARCHITECTURES, "-k", "keep_its_sequences")),
     Mutant("a model that drops out is tried as it is", "sharing.py", "module.training = False", "pass", (*ARCHITECTURES, "-k", "drops_out")),
     Mutant("a model is left in eval mode", "sharing.py", "            module.training = True", "            pass", (*ARCHITECTURES, "-k", "drops_out")),
     Mutant("parameters that are not seen are noise", "estimate.py", "    if not used:", "    if False:", (*ESTIMATE, "-k", "cannot_be_seen")),
@@ -507,6 +510,26 @@ MUTANTS = [
     Mutant("a full disk at a folder's making is the user's", "files.py", "        if error.errno in MACHINE_ERRORS:\n            raise\n", "", (*RECORD, "-k", "no_mistake_of_the_user")),
     Mutant("a GPU that is not there is taken as given", "gpus.py", "    if lost and not visible:", "    if not visible:\n        return list(wanted)\n    if lost and not visible:", (*GPUS, "-k", "where_there_is_none")),
     Mutant("layer-wise arms need no control", "analysis/guards.py", 'bool(there & {"LayerwiseFO", "LayerwiseZO"})', "False", (*GUARDS, "-k", "layer_wise")),
+    # What a newcomer's mistakes found.
+    Mutant("an out that is looked at after the work", "files.py", "    if path is None:\n        return\n    if path.is_dir():", "    return\n    if path.is_dir():", (MISTAKES, "-k", "before_anything")),
+    Mutant("an unknown flag passes", "cli/__init__.py", "    if left:\n", "    if False:\n", (MISTAKES, "-k", "not_there")),
+    Mutant("argparse's own page of usage", "cli/__init__.py", "    parser = Parser(\n", "    parser = argparse.ArgumentParser(\n", (MISTAKES, "-k", "not_there")),
+    Mutant("any device of torch's is taken", "run.py", 'device is None or device.type not in ("cpu", "cuda")', "device is None", (MISTAKES, "-k", "no_device")),
+    Mutant("a default learning rate is not said", "train.py", 'if "learning_rate" not in spec.model_fields_set', "if False", (MISTAKES, "-k", "not_chosen")),
+    Mutant("any learning rate is called the default", "train.py", 'if "learning_rate" not in spec.model_fields_set', "if True", (MISTAKES, "-k", "not_chosen")),
+    Mutant("the last of two equal keys wins", "study_file.py", "if before is not key and not", "if False and not", ("tests/unit/test_study.py", "-k", "stands_twice")),
+    Mutant("a length that some runs have is the same in all", "analysis/summary.py", "values.nunique(dropna=False) != 1 or values.isna().any()", "values.nunique() != 1", (SUMMARY, "-k", "some_runs_do_not")),
+    Mutant("a control's gap hides what is the same", "analysis/summary.py", "runs.loc[reads & ~lost, axis]", "runs.loc[~lost, axis]", (SUMMARY, "-k", "a_control")),
+    Mutant("a crash's gap hides what is the same", "analysis/summary.py", "runs.loc[reads & ~lost, axis]", "runs.loc[reads, axis]", (SUMMARY, "-k", "a_control")),
+    Mutant("a cost of 0 has a logarithm", "analysis/intervals.py", " & (costs > 0)", "", (*INTERVALS, "-k", "without_a_cost")),
+    Mutant("claims that are stale are shown", "cli/reading.py", "study is None or study.workflow.claims", "True", (*REPORT, "-k", "no_longer_asks")),
+    Mutant("a prune's lock that NFS refuses", "prune.py", 'open(files.lock, "r+")', "open(files.lock)", (*PRUNE, "-k", "nfs")),
+    Mutant("leftovers of a killed build stay", "dataset.py", "    _remove_leftovers(root, prefix)\n", "", (DATASET, "-k", "killed_builders")),
+    Mutant("a build at work is deleted", "dataset.py", "if free and not young:", "if not young:", (DATASET, "-k", "killed_builders")),
+    Mutant("a build that does not lock its folder", "dataset.py", "    with _held(aside):\n", "    if True:\n", (DATASET, "-k", "holds_its_folder")),
+    Mutant("a replay of what has no direction", "replay.py", 'if method.uses and not hasattr(method, "direction"):', "if False:", (REPLAY, "-k", "its_direction")),
+    Mutant("parameters must be contiguous to be read", "philox.py", "_flat(base.contiguous())", "_flat(base)", (*ESTIMATE, "-k", "contiguous")),
+    Mutant("parameters must be contiguous to be updated", "noise.py", " or not theta.is_contiguous()", "", (*ESTIMATE, "-k", "contiguous")),
 ]  # fmt: skip
 
 

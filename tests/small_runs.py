@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from zo.cli import main
 from zo.record import RunFiles
 from zo.spec import RunSpec
 
@@ -55,6 +56,16 @@ def run_zo(*words: str, **options) -> subprocess.CompletedProcess:
     """`python -m zo`, to its end."""
     command = [sys.executable, "-m", "zo", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=200, **options)
+
+
+def fail(capsys, *arguments) -> str:
+    """The one line that a mistake in a command prints, with status 2."""
+    assert main([str(argument) for argument in arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith(f"zo {arguments[0]}: ")
+    return line
 
 
 def read_rows(path: Path) -> list[dict]:

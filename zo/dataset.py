@@ -13,7 +13,8 @@ import shutil
 import socket
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +25,7 @@ import numpy as np
 
 from zo.corpus import DATASETS, SPLIT_RULE, Document, Source, find_source
 from zo.errors import UserError
+from zo.files import try_hold
 from zo.token_cache import SPLITS, TokenCache, open_cache
 from zo.tokenizer import Tokenizer, check_vocab_size, make_tokenizer, tokenizer_identity
 
@@ -32,6 +34,7 @@ __all__ = ["DatasetSpec", "TokenCache", "build_cache", "open_cache"]
 FORMAT = 1  # raise it when the cache's files change: every cache gets another key
 ENCODED_AT_ONCE = 4 * 2**20  # characters tokenized in one call
 NAMES_KEPT = 100  # of held-out documents, in meta.json
+HOLD_WITHIN_S = 60  # a builder has locked its new folder by then
 
 
 @dataclass(frozen=True)
@@ -107,14 +110,39 @@ def build_cache(spec: DatasetSpec, root: Path, *, progress: bool = True) -> Path
     folder = root / name
     if _is_valid(folder, spec):
         return folder
-    aside = root / f".{name}.building-{socket.gethostname()}-{uuid4().hex[:8]}"
+    prefix = f".{name}.building-{socket.gethostname()}-"
+    _remove_leftovers(root, prefix)
+    aside = root / f"{prefix}{uuid4().hex[:8]}"
     aside.mkdir(parents=True)
-    try:
-        _write_cache(spec, aside, progress)
-        _publish(aside, folder, spec)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with _held(aside):
+        try:
+            _write_cache(spec, aside, progress)
+            _publish(aside, folder, spec)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
     return folder
+
+
+def _remove_leftovers(root: Path, prefix: str) -> None:
+    """Delete what killed builders of this host left; another host's locks may not be seen here."""
+    for left in root.glob(f"{prefix}*"):
+        with suppress(OSError):  # its builder has just renamed it
+            young = time.time() - left.stat().st_mtime < HOLD_WITHIN_S
+            with _held(left) as free:
+                if free and not young:
+                    shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Lock a folder, as long as this process lives; whether it could be."""
+    descriptor, free = os.open(folder, os.O_RDONLY), False
+    try:
+        with suppress(OSError):  # a file system that locks no folders cannot tell
+            free = try_hold(descriptor)
+        yield free
+    finally:
+        os.close(descriptor)
 
 
 def _is_valid(folder: Path, spec: DatasetSpec) -> bool:
@@ -250,5 +278,5 @@ def _publish(aside: Path, folder: Path, spec: DatasetSpec) -> None:
         print(f"{folder}: not a whole cache, replaced", file=sys.stderr)
         os.rename(folder, aside.with_name(aside.name + ".replaced"))
         os.rename(aside, folder)
-        shutil.rmtree(aside.with_name(aside.name + ".replaced"))
+        shutil.rmtree(aside.with_name(aside.name + ".replaced"), ignore_errors=True)
     _sync(folder.parent)

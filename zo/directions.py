@@ -99,7 +99,7 @@ class Directions:
     def _sums(self, theta, weights: Sequence[float], parameter: int) -> Iterator[tuple[slice, torch.Tensor]]:
         """Yield each block of a parameter's rows and sum_i weights[i] u_i at it, fp32 or better."""
         for rows in row_blocks(theta):
-            total = torch.empty_like(theta[rows], dtype=at_least_fp32(theta))
+            total = theta.new_empty(theta[rows].shape, dtype=at_least_fp32(theta))
             self._sum_block(total, weights, parameter, rows.start)
             yield rows, total
 

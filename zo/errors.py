@@ -16,14 +16,17 @@ FEW = 20
 """Names that one can read in a line: more are listed only where none is near."""
 
 
-def suggest(value: object, allowed: Iterable[str]) -> str:
-    """Say what is allowed instead of ``value``: the nearest match first, then all of them if they are few."""
+def suggest(value: object, allowed: Iterable[str], listed_by: str | None = None) -> str:
+    """Say what is allowed instead of ``value``: the nearest match first, then all of them if they are few.
+
+    Of many without a match all are named too, but where ``listed_by`` says what lists them.
+    """
     names = [str(name) for name in allowed]
     by_lowercase = {name.lower(): name for name in names}
     near = get_close_matches(str(value).lower(), by_lowercase, n=1)
     hint = f"did you mean {by_lowercase[near[0]]!r}? " if near else ""
-    if hint and len(names) > FEW:
-        return hint.strip()
+    if len(names) > FEW and (hint or listed_by):
+        return hint.strip() or f"{listed_by} lists what is allowed"
     return f"{hint}allowed: {', '.join(names)}"
 
 

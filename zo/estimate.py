@@ -8,6 +8,7 @@ its noise and q coefficients; a dense gradient exists only where an optimizer as
 reduced and coefficients taken in fp64 on the host, sums over noise in fp32 or better.
 """
 
+import operator
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
@@ -41,7 +42,7 @@ class Estimate:
     def gradient(self, parameter: torch.Tensor, index: int) -> torch.Tensor:
         """g_hat's part at one parameter, [shape of it], fp32 or better."""
         theta = torch.atleast_1d(parameter)
-        total = torch.empty_like(theta, dtype=at_least_fp32(theta))
+        total = theta.new_empty(theta.shape, dtype=at_least_fp32(theta))  # contiguous, whatever theta is
         return self.directions.sum_(total, self.weights(), index).view(parameter.shape)
 
     def weights(self) -> list[float]:
@@ -265,8 +266,7 @@ def zo_gradient_estimator(
             "model is one of torch.compile, whose parameters cannot be seen: give model._orig_mod"
         )
     _check_estimator_arguments(parameters, q, epsilon, parallel_batch_size)
-    if seed is None:
-        seed = torch.randint(2**62, ()).item()
+    seed = torch.randint(2**62, ()).item() if seed is None else operator.index(seed)
     if not isinstance(inputs, Mapping):
         inputs = {"input_ids": inputs}
     inputs = {name: value.to(device) for name, value in inputs.items()}

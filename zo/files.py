@@ -62,8 +62,8 @@ def read_json(path: Path) -> dict:
         return {}
 
 
-def make_folder(path: Path) -> Path:
-    """Make a folder that can be written to.
+def make_folder(path: Path, what: str = "results folder") -> Path:
+    """Make a folder that can be written to; ``what`` it is called if not.
 
     Raises UserError where it can't be, OSError where the disk is full or failed, which may pass.
     """
@@ -72,10 +72,22 @@ def make_folder(path: Path) -> Path:
     except OSError as error:
         if error.errno in MACHINE_ERRORS:
             raise
-        raise UserError(f"results folder {path} cannot be made: {error.strerror}: choose another") from None
+        raise UserError(f"{what} {path} cannot be made: {error.strerror}: choose another") from None
     if not os.access(path, os.W_OK):
-        raise UserError(f"results folder {path} is not writable: choose another or change its permissions")
+        raise UserError(f"{what} {path} is not writable: choose another or change its permissions")
     return path
+
+
+def check_out(path: Path | None) -> None:
+    """Make the folder of a file that a command will write: at its start, not after the work.
+
+    None: nothing will be written. Raises UserError where it could not be.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise UserError(f"--out: {path} is a folder: name a file in it")
+    make_folder(path.parent, "--out: folder")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import math
 
 from zo.methods import METHODS, needs_dense_gradient, uses_backprop
 from zo.plan import decide_plan
-from zo.sizes import GPT2_VOCABULARY, Shape, model_shape, parse_scope
+from zo.sizes import BYTES_VOCABULARY, GPT2_VOCABULARY, Shape, model_shape, parse_scope
 from zo.spec import RunSpec
 
 FLOAT = 4
@@ -19,7 +19,6 @@ STATES = {"sgd": 0, "adam": 2, "adamw": 2, "muon": 2, "mudamw": 2}
 """Tensors that an optimizer keeps for each trained one, at most: Muon keeps one for hidden matrices."""
 LOGIT_COPIES = 3
 """The logits, their log-softmax and its gradient or a second evaluation's logits."""
-BYTES_TOKENIZER = 257
 PASS_OVERHEAD = 2.5e7
 """What a forward pass takes however small it is, in tokens x parameters. Measured with the 100k model on one
 CPU thread: 1.9 ms a pass and 7.8 us a token, so that a batch of 1 is far from a quarter of a batch of 4."""
@@ -47,7 +46,7 @@ FLOOR_MINUTES = 30
 
 def vocabulary(spec: RunSpec) -> int:
     """Size of the vocabulary; that of a tokenizer from a hub is not known here, GPT-2's is assumed."""
-    return spec.vocab_size or (BYTES_TOKENIZER if spec.tokenizer == "bytes" else GPT2_VOCABULARY)
+    return spec.vocab_size or (BYTES_VOCABULARY if spec.tokenizer == "bytes" else GPT2_VOCABULARY)
 
 
 def count_parameters(spec: RunSpec) -> tuple[int, int]:

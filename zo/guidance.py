@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from zo.directions import Directions
+from zo.objective import dot
 
 
 class GuidedDirections(Directions):
@@ -20,7 +21,7 @@ class GuidedDirections(Directions):
     """
 
     def __init__(self, noise: Directions, gradient: Sequence[torch.Tensor], cosine_target: float, q: int):
-        norm = _dot(gradient, gradient) ** 0.5
+        norm = dot(gradient, gradient) ** 0.5
         if not 0 < norm < float("inf"):
             raise FloatingPointError(
                 f"the guiding gradient has norm {norm}: no direction can be drawn around it"
@@ -34,8 +35,8 @@ class GuidedDirections(Directions):
         along = squares = 0.0
         for index, g in enumerate(self._gradient):
             z = self._noise.fill_(torch.empty_like(g), query, index)
-            along += _dot([z], [g]) / norm
-            squares += _dot([z], [z])
+            along += dot([z], [g]) / norm
+            squares += dot([z], [z])
         b = (1 - c**2) ** 0.5 / max(squares - along**2, 1e-300) ** 0.5
         return (c - b * along) / norm, b
 
@@ -49,17 +50,13 @@ class GuidedDirections(Directions):
 
     def cosines(self) -> list[float]:
         """Measured cosine of each direction with the gradient."""
-        norm = _dot(self._gradient, self._gradient) ** 0.5
+        norm = dot(self._gradient, self._gradient) ** 0.5
         return [self._cosine(query, norm) for query in range(len(self._weights))]
 
     def _cosine(self, query: int, norm: float) -> float:
         along = squares = 0.0
         for index, g in enumerate(self._gradient):
             u = self.fill_(torch.empty_like(g), query, index)
-            along += _dot([u], [g])
-            squares += _dot([u], [u])
+            along += dot([u], [g])
+            squares += dot([u], [u])
         return along / (squares**0.5 * norm)
-
-
-def _dot(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> float:
-    return sum(torch.sum(a.double() * b.double()).item() for a, b in zip(left, right, strict=True))

@@ -70,7 +70,3 @@ def in_fp64(model: torch.nn.Module, parameters) -> tuple[torch.nn.Module, list[t
 
 def _exact_rms_norm(module: torch.nn.Module):
     return lambda x: F.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
-
-
-def dot(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> float:
-    return sum(torch.sum(a.double() * b.double()).item() for a, b in zip(left, right, strict=True))

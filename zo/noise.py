@@ -72,7 +72,7 @@ class Noise(Directions):
         philox.sum_(self._kind, total, weights, first, self._keys(weights, parameter))
 
     def _update_one_(self, theta, alpha, weights, parameter, store_):
-        if theta.device.type != "cpu" or theta.dtype != at_least_fp32(theta):
+        if theta.device.type != "cpu" or theta.dtype != at_least_fp32(theta) or not theta.is_contiguous():
             return super()._update_one_(theta, alpha, weights, parameter, store_)
         return philox.add_sum_(self._kind, theta, alpha, weights, 0, self._keys(weights, parameter))
 

@@ -98,6 +98,11 @@ def backpropagate(
     return loss, [total.div_(scale) for total in gradients], passes
 
 
+def dot(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> float:
+    """Inner product over all tensors, in fp64."""
+    return sum(torch.sum(a.double() * b.double()).item() for a, b in zip(left, right, strict=True))
+
+
 def dense_norm(tensors: Sequence[torch.Tensor]) -> float:
     """Euclidean norm over all tensors: one read from the device."""
     norms = torch._foreach_norm(list(tensors), 2, dtype=torch.float64)
@@ -106,6 +111,5 @@ def dense_norm(tensors: Sequence[torch.Tensor]) -> float:
 
 def cosine(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> float:
     """Cosine of the angle between two gradients given as lists of tensors; 0 where one of them is 0."""
-    dot = sum(torch.sum(a.double() * b.double()).item() for a, b in zip(left, right, strict=True))
     norms = dense_norm(left) * dense_norm(right)
-    return dot / norms if norms else 0.0
+    return dot(left, right) / norms if norms else 0.0

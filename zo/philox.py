@@ -242,7 +242,7 @@ def perturb_(
     """outs[s] = base + scales[s] z for every scale, z made once; outs [S, *base.shape], of one dtype."""
     flat = outs.view(len(outs), -1).numpy()
     scales = np.array(scales, dtype=flat.dtype)
-    _spread(_perturb_part, base.numel(), kind, flat, _flat(base), scales, start, np.uint64(key))
+    _spread(_perturb_part, base.numel(), kind, flat, _flat(base.contiguous()), scales, start, np.uint64(key))
     return outs
 
 

@@ -17,9 +17,9 @@ import torch
 from zo import laws
 from zo.directions import Directions
 from zo.estimate import estimate_gradient
-from zo.landscape import Point, dot, in_fp64
+from zo.landscape import Point, in_fp64
 from zo.noise import make_noise
-from zo.objective import Objective
+from zo.objective import Objective, dot
 from zo.plan import Plan
 
 COLUMNS = ("scope", "d", "batch", "quantity", "q", "epsilon", "value", "law")

@@ -70,9 +70,10 @@ def _finished(files: RunFiles) -> Iterator[bool]:
     """Whether a run is finished; while inside, no process can start to train it."""
     with ExitStack() as stack:
         if files.lock.exists():
+            lock = stack.enter_context(open(files.lock, "r+"))  # NFS locks only what may be written
             try:
-                free = try_hold(stack.enter_context(open(files.lock)))
-            except OSError:
+                free = try_hold(lock)
+            except OSError:  # a file system without locks cannot tell
                 free = False
             if not free:  # it is being trained
                 yield False

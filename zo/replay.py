@@ -81,6 +81,11 @@ def _read_run(folder: Path) -> tuple[RunSpec, dict, dict]:
                 f"{folder}: step {step} is a backprop step of mode {spec.mode}: its gradient is not in the "
                 "scalar log, so it cannot be replayed from scalars; use the run's final.safetensors"
             )
+    if method.uses and not hasattr(method, "direction"):
+        raise UserError(
+            f"{folder}: mode {spec.mode} cannot be replayed: its updates are not a function of the scalar "
+            "log; use the run's final.safetensors"
+        )
     return spec, outcome, manifest
 
 

@@ -14,6 +14,8 @@ from zo.errors import UserError, unknown
 ARCHITECTURES = ("gpt2", "llama")
 SCOPES = ("full", "reduced", "head", "norms", "block<i>", "embedding")
 
+BYTES_VOCABULARY = 257
+"""A token for each byte and the end of a text: what any byte-level tokenizer has at least."""
 GPT2_VOCABULARY = 50257
 DEFAULT_VOCABULARY = {"100k": 512, "1M": 2048, "20M-32k": 32000}
 DEFAULT_VOCABULARY |= dict.fromkeys(("20M", "200M", "500M", "1B"), GPT2_VOCABULARY)
@@ -90,4 +92,7 @@ def validate_scope(scope: str, size: str, architecture: str) -> None:
 
 def check_block(scope: Scope, layers: int) -> None:
     if scope.block is not None and scope.block >= layers:
-        raise UserError(f"no block{scope.block} among the model's {layers}: block0 to block{layers - 1}")
+        raise UserError(
+            f"scope: 'block{scope.block}' is not allowed: there is no block{scope.block} among the model's "
+            f"{layers}: block0 to block{layers - 1}"
+        )

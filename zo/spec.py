@@ -18,7 +18,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from zo.dataset import DatasetSpec
 from zo.errors import UserError, suggest, unknown
 from zo.methods import METHODS, uses_backprop
-from zo.sizes import ARCHITECTURES, DEFAULT_VOCABULARY, SIZES, max_positions, model_shape, validate_scope
+from zo.sizes import (
+    ARCHITECTURES,
+    BYTES_VOCABULARY,
+    DEFAULT_VOCABULARY,
+    GPT2_VOCABULARY,
+    SIZES,
+    max_positions,
+    model_shape,
+    validate_scope,
+)
 from zo.step import plain_sgd
 
 LENGTHS = ("max_steps", "epochs", "max_tokens", "max_forwards")
@@ -111,7 +120,9 @@ class RunSpec(BaseModel):
     max_samples: Integer | None = common(None, "read at most this many documents", ge=1)
     text_column: str | None = common(None, "column of a jsonl or parquet file that holds the text")
     tokenizer: str | None = common(None, "bpe, bytes, gpt2, or a hub name or path; by size if not given")
-    vocab_size: Integer | None = common(None, "vocabulary of a bpe tokenizer; by size if not given", ge=257)
+    vocab_size: Integer | None = common(
+        None, "vocabulary of a bpe tokenizer; by size if not given", ge=BYTES_VOCABULARY
+    )
     bp_dataset: str | None = common(None, "Calibrate, Instruct: corpus of the backprop batches, if another")
 
     # How long, exactly one of these.
@@ -177,7 +188,7 @@ class RunSpec(BaseModel):
 
     def _resolve_tokenizer(self) -> None:
         """Write the tokenizer and vocabulary that the size implies into the spec, so that it says them."""
-        small = DEFAULT_VOCABULARY[self.model_size] < 50257
+        small = DEFAULT_VOCABULARY[self.model_size] < GPT2_VOCABULARY
         tokenizer = self.tokenizer or ("bpe" if small else "gpt2")
         object.__setattr__(self, "tokenizer", tokenizer)
         if tokenizer == "bpe" and self.vocab_size is None:
@@ -315,8 +326,14 @@ def describe(error: ValidationError, model: type[BaseModel] = RunSpec) -> str:
     if first["type"] == "literal_error":
         allowed = re.findall(r"'([^']+)'", first["ctx"]["expected"])
         return f"unknown {key} {first['input']!r}: {suggest(first['input'], allowed)}"
-    reason = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    kind = first["type"].partition("_")[0]  # int_parsing, float_type, bool_parsing, int_from_float ...
+    told = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    reason = f"must be {KINDS[kind]}" if kind in KINDS else told
     return f"{key}: {first['input']!r} is not allowed: it {reason}"
+
+
+KINDS = {"int": "an integer", "float": "a number", "bool": "a boolean, true or false", "string": "a string"}
+"""What pydantic's complaints about a value's type begin with, in words."""
 
 
 def format_number(value: float) -> str:

@@ -134,6 +134,11 @@ class Study:
         name = self.workflow.study
         return "results" if name == "default" else f"results/{name}"
 
+    def owns(self, target: str) -> bool:
+        """Whether a path results/... lies in this study's folder, not in another study's."""
+        first = "".join(Path(target).parts[1:-1][:1])  # of the folders in results/ on the way
+        return self.workflow.study == ("default" if first in ("", *RESERVED) else first)
+
     def resolve(self, run: str) -> RunSpec:
         """The spec of any run name: of a cell of the grid, or of one outside it with the same settings."""
         return self.runs[run] if run in self.runs else parse_name(run, **self.settings)
@@ -309,12 +314,9 @@ def _smallest_rate(rates: Any, mode: str) -> Any:
 
 def read_study(path: Path, *, check_data: bool = True) -> Study:
     """Load a study file (YAML), as ``load_study`` does. Raises UserError."""
-    import yaml
+    from zo.study_file import read_yaml
 
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    config = read_yaml(path)
     if not isinstance(config, Mapping):
         raise UserError(f"{path}: a study file is a mapping of keys to values")
     try:

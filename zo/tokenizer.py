@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zo.errors import UserError, unknown
+from zo.sizes import BYTES_VOCABULARY, GPT2_VOCABULARY
 
 if TYPE_CHECKING:
     import tokenizers
 
 END_OF_TEXT = "<|endoftext|>"
 END_MARKS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")  # looked for where none is declared
-BYTES_VOCABULARY = 257
-GPT2_VOCABULARY = 50257
 GPT2_KNOWN = ("Hello world", [15496, 995])
 BPE_DEFAULT_VOCABULARY = 512
 BPE_TRAINING_BYTES = 32 * 2**20  # of the training text's start, as UTF-8: 32 MiB take some ten seconds

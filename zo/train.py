@@ -15,6 +15,7 @@ from zo.errors import UserError
 from zo.files import hold, read_json, write_json
 from zo.job import recorded_job
 from zo.loop import Outcome, step_to_end
+from zo.methods import METHODS
 from zo.ranks import ALONE, Ranks
 from zo.record import FINISHED, Logs, RunFiles, describe_machine, logs_reach
 from zo.run import Run, build_run, pick_device
@@ -161,6 +162,8 @@ def _train(
         files.drop_weights()  # of a run of this name that had other settings, maybe
     logs = Logs(files, run.restore(checkpoint) if checkpoint else None)
     log.info("%s: %s", spec.name, f"resumed at step {run.ledger.step}" if checkpoint else "started")
+    if "learning_rate" not in spec.model_fields_set and METHODS[spec.mode].uses:
+        log.info("learning_rate %g (the default; FO and ZO want rates far apart)", spec.learning_rate)
     del checkpoint  # it is as large as what is trained
     if facts["plan"]:
         log.info("plan: %s, directions in flight %s: %s", *facts["plan"].values())

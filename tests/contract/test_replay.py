@@ -10,9 +10,11 @@ from small_runs import run_zo, small_spec, write_corpus
 
 from zo.checkpoint import read_checkpoint
 from zo.errors import UserError
+from zo.methods import METHODS, ZO
 from zo.optimizers import OPTIMIZERS
 from zo.record import RunFiles
 from zo.replay import replay
+from zo.step import Method, descend, make_estimate, report_estimate
 from zo.train import train
 
 RULES = [{"optimizer": name} for name in OPTIMIZERS]
@@ -129,6 +131,24 @@ def test_backprop_steps_are_refused_with_one_line(finish, mode, step):
     assert len(told.stderr.splitlines()) == 1
     assert f"step {step} is a backprop step of mode {mode}" in told.stderr
     assert "cannot be replayed from scalars" in told.stderr
+
+
+class Blind(Method):
+    """Zeroth order, with a step of its own: nothing says what it makes of an estimate."""
+
+    uses = ZO.uses
+    forward_passes = staticmethod(ZO.forward_passes)
+
+    def step(self, state, batch, guide):
+        estimate = make_estimate(state, batch)
+        return report_estimate(estimate, descend(state, estimate))
+
+
+def test_a_method_that_does_not_say_its_direction_is_refused_with_one_line(finish, monkeypatch):
+    monkeypatch.setitem(METHODS, "Blind", Blind)
+    files = finish("Blind")
+    with pytest.raises(UserError, match=r"mode Blind cannot be replayed: .* final\.safetensors$"):
+        replay(files.folder)
 
 
 def lose_a_line(files):

@@ -1,5 +1,7 @@
 """Intervals against scipy, and against made data whose truth is known: how often they cover it."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -87,6 +89,10 @@ def test_bootstrapped_ratios_cover_the_truth_of_skewed_costs():
 
 def test_a_ratio_without_a_cost_or_without_a_shared_seed_is_nothing():
     costs = pd.Series([3.0, np.nan])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ratio_interval(costs, pd.Series([1.0, 0.0])).n == 0  # a mode that makes no passes
+        assert ratio_interval(pd.Series([0.0]), pd.Series([0.0])).n == 0
     assert ratio_interval(costs, pd.Series([1.0, 1.0])).n == 0
     assert np.isnan(ratio_interval(costs.iloc[:1], pd.Series([1.0], [7])).mean)
     equal = ratio_interval(pd.Series([2.0] * 12), pd.Series([1.0] * 12))

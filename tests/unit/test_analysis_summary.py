@@ -112,6 +112,33 @@ def test_a_crash_with_a_missing_log_and_a_long_reason_stays_one_line(tmp_path):
     assert "(no log file)" in text
 
 
+def read_same(folder, **keywords) -> str:
+    """What the summary says is the same in every run."""
+    text = write_summary(folder, folder.parent / "s.txt", folder.parent / "s.csv", **keywords)
+    head = " ".join(text.split("=====")[0].split())
+    return re.search(r"The same in every run: (.*?) Loss", head)[1]
+
+
+def test_a_setting_that_some_runs_do_not_have_is_not_called_the_same_in_every_run(tmp_path):
+    folder = tmp_path / "csv_logs"
+    write_run(folder, name="a", spec={"max_steps": 20, "model_size": "100k"})
+    write_run(folder, name="b", spec={"max_forwards": 80, "model_size": "100k"})
+    same = read_same(folder)
+    assert "batch_size 4" in same
+    assert "max_" not in same
+
+
+def test_what_a_control_does_not_read_and_a_crash_did_not_record_is_the_same_all_the_same(tmp_path):
+    folder = tmp_path / "csv_logs"
+    write_run(folder, "FO", "full", 0, 1.0)
+    write_run(folder, "ZO", "full", 1, 1.0)
+    write_run(folder, "Frozen", "full", 0, 1.0)
+    write_crash(folder, "ZO_full_bs4_q8_lr1e+00", [])
+    same = read_same(folder)
+    assert "optimizer sgd" in same
+    assert "lr 1," in same  # a whole number
+
+
 def test_losses_fall_back_to_training_and_say_so(tmp_path):
     folder = tmp_path / "csv_logs"
     folder.mkdir()

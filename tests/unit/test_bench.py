@@ -1,6 +1,8 @@
 """What ``zo bench`` reports: the names and fields that others read, ratios that fit together, true peaks."""
 
 import json
+import os
+import tempfile
 from dataclasses import asdict, replace
 
 import psutil
@@ -48,6 +50,12 @@ def test_the_ratios_follow_from_the_seconds(records):
         assert record.share_of_inference == pytest.approx(passes / record.forwards_per_direction)
     four, one = found["gaussian-parallel", 4], found["gaussian-parallel", 1]
     assert four.step_over_q1 == pytest.approx(4 * four.seconds_per_direction / one.seconds_per_direction)
+
+
+def test_the_benchs_cache_is_its_users_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    Workbench(TINY).train_loop(1)
+    assert [path.name for path in tmp_path.iterdir()] == [f"zo-bench-cache-{os.getuid()}"]
 
 
 def test_a_table_has_a_row_for_each_record(capsys):
@@ -99,6 +107,13 @@ def test_a_step_of_the_1b_preset_fits_in_24_gib_and_zos_takes_a_tenth_of_fos_abo
         (["--queries", "two"], "queries: 'two' is not allowed"),
         (["--dtype", "fp8"], "fp8"),
         (["--memory", "--sizes", "20M,7T"], "7T"),
+        (["--memory", "--sizes", "20M,100k", "--block-size", "512"], "model_size 100k has 256 positions"),
+        (["--threads", "0"], "threads: 0 is not allowed: it must be 1 or more"),
+        (["--vocab-size", "0"], "vocab_size: 0 is not allowed: it should be greater than or equal to 257"),
+        (["--batch-size", "0"], "batch_size: 0 is not allowed"),
+        (["--block-size", "0"], "block_size: 0 is not allowed"),
+        (["--block-size", "2000"], "block_size: 2000 is not allowed"),
+        (["--model-size", "7T"], "unknown model_size '7T'"),
     ],
 )
 def test_a_bad_flag_is_one_line(capsys, flags, message):

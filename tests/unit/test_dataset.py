@@ -1,7 +1,10 @@
 """The token cache: built once, whole or absent, the same bytes each time; batches a pure function."""
 
+import fcntl
 import hashlib
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +15,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import zo.dataset
 from zo.dataset import DatasetSpec, TokenCache, build_cache, open_cache
 from zo.errors import UserError
+from zo.files import try_hold
 
 
 @pytest.fixture
@@ -156,6 +161,43 @@ def test_a_killed_builders_half_written_folder_is_never_read(corpus, tmp_path):
     folder = build_cache(spec, tmp_path / "c", progress=False)
     assert open_cache(folder).meta["documents"]["train"] == 57
     assert (half / "train.bin").read_bytes() == b"half"  # it may be another host's, at work
+
+
+def test_what_killed_builders_of_this_host_left_goes_and_what_one_builds_stays(corpus, tmp_path):
+    spec = DatasetSpec(str(corpus), tokenizer="bytes")
+    places = ["dead", "alive", "new"]
+    dead, alive, new = (
+        tmp_path / "c" / f".{spec.folder_name()}.building-{socket.gethostname()}-{name}" for name in places
+    )
+    for half in (dead, alive, new):
+        half.mkdir(parents=True)
+        (half / "train.bin").write_bytes(b"half")
+    for half in (dead, alive):
+        os.utime(half, (0, 0))
+    descriptor = os.open(alive, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        build_cache(spec, tmp_path / "c", progress=False)
+    finally:
+        os.close(descriptor)
+    assert not dead.exists()
+    assert alive.exists()
+    assert new.exists()  # its builder may be about to lock it
+
+
+def test_a_builder_holds_its_folder_while_it_builds(corpus, tmp_path, monkeypatch):
+    held = []
+
+    def look(spec, folder, progress):
+        descriptor = os.open(folder, os.O_RDONLY)
+        held.append(not try_hold(descriptor))
+        os.close(descriptor)
+        write(spec, folder, progress)
+
+    write = zo.dataset._write_cache
+    monkeypatch.setattr(zo.dataset, "_write_cache", look)
+    build_cache(DatasetSpec(str(corpus), tokenizer="bytes"), tmp_path / "c", progress=False)
+    assert held == [True]
 
 
 @pytest.mark.parametrize("leftover", [None, "train.bin", "other/file"])

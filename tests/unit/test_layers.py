@@ -15,7 +15,7 @@ GROUPS = {
     " heartbeat ranks",
     2: "plan objective replica sharing estimate guidance methods mezo landscape probe step",
     3: "sizes models corpus textfiles tokenizer token_cache dataset",
-    4: "spec study footprint storage",
+    4: "spec study study_file footprint storage",
     5: "attempt ledger job record checkpoint gpus crash run replay loop train launch probe_run measure",
     6: "analysis sweep_record status pace forecast",
     7: "status_table forecast_table machine slurm archive prune preflight bench sweep doctor cli __main__",

@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_runs import fail
 
 from zo.cli import main
 from zo.errors import UserError
-from zo.files import write_json
+from zo.files import try_hold, write_json
 from zo.prune import KINDS, prune
 from zo.record import RunFiles
 from zo.study import load_study
@@ -102,6 +103,20 @@ def test_a_finished_run_that_is_trained_again_loses_nothing(results, gone):
         holder.kill()
         holder.wait()
     assert any("done" in name for name in gone())
+
+
+def test_a_runs_lock_is_opened_for_writing_without_which_nfs_gives_none(gone, monkeypatch):
+    modes = []
+    monkeypatch.setattr("zo.prune.try_hold", lambda file: modes.append(file.writable()) or try_hold(file))
+    assert any("done" in name for name in gone())
+    assert set(modes) == {True}
+
+
+def test_a_lock_that_cannot_be_opened_is_one_line_and_not_a_run_that_trains(results, capsys):
+    lock = results / "runs/crashed/.lock"
+    lock.unlink()
+    lock.mkdir()
+    assert fail(capsys, "prune") == f"zo prune: {lock}: Is a directory"
 
 
 def test_a_link_is_not_followed(results, gone, tmp_path):

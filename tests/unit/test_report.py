@@ -5,6 +5,7 @@ import re
 import shlex
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from browser import (
@@ -165,6 +166,20 @@ def test_tables_that_other_commands_leave_are_shown(folder, tmp_path):
     assert '<section id="claims">' in text
     assert ">undecided<" in text
     assert '<section id="diagnostics">' not in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "shown"), [([], True), (["--study", "asks.yaml"], True), (["--study", "asks_not.yaml"], False)]
+)
+def test_claims_that_a_study_no_longer_asks_for_are_not_in_its_report(tmp_path, monkeypatch, flags, shown):
+    monkeypatch.chdir(tmp_path)
+    write_run(Path("csv_logs"), "ZO", lr=1e-4)
+    Path("claims.csv").write_text("claim,verdict,n\nC1,undecided,3\n")
+    study = {"study": "t", "modes": "ZO", "learning_rates": 1e-4, "batch_sizes": 4, "max_steps": 100}
+    Path("asks.yaml").write_text(json.dumps(study | {"claims": True}))
+    Path("asks_not.yaml").write_text(json.dumps(study))
+    assert main(["report", "csv_logs", *flags]) == 0
+    assert ('<section id="claims">' in Path("report.html").read_text()) == shown
 
 
 def test_foreign_logs_with_the_columns_that_matter_are_enough(tmp_path):

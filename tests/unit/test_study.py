@@ -253,6 +253,51 @@ def test_block_and_batch_sizes_need_no_second_cache_but_another_tokenizer_or_bac
     assert len(load(modes="Instruct", bp_interval=2, bp_dataset="kjv").caches()) == 2
 
 
+@pytest.mark.parametrize(
+    ("target", "owner"),
+    [
+        ("results/summary.txt", "default"),
+        ("results/csv_logs/a.csv", "default"),
+        ("results/runs/a/outcome.json", "default"),
+        ("results/t/summary.txt", "t"),
+        ("results/t/csv_logs/a.csv", "t"),
+        ("results/tt/summary.txt", "tt"),
+    ],
+)
+def test_a_target_is_of_the_study_in_whose_folder_it_lies(target, owner):
+    assert [name for name in ("default", "t", "tt") if load(study=name).owns(target)] == [owner]
+
+
+# --- the file ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("modes: FO\nmodes: ZO\n", "line 2, column 1: key 'modes' stands here and in line 1"),
+        (
+            "study: t\nlearning_rates:\n  FO: 1\n  ZO: 2\n  FO: 3\n",
+            "line 5, column 3: key 'FO' stands here and in line 3",
+        ),
+        ("also:\n  - {scopes: full, scopes: head}\n", "line 2, column 20: key 'scopes' stands here and in"),
+        ("a: [1,\nb: }", "line 2, column 4: expected the node content"),
+        ("a: b: c", "line 1, column 5: mapping values are not allowed here"),
+    ],
+)
+def test_a_key_that_stands_twice_or_no_yaml_is_told_by_its_line(tmp_path, text, words):
+    (tmp_path / "s.yaml").write_text(text)
+    told = complaint(read_study, tmp_path / "s.yaml")
+    assert told.startswith(f"{tmp_path / 's.yaml'}: cannot be read: {words}")
+
+
+def test_a_key_that_overrides_a_merged_one_stands_once(tmp_path):
+    grid = "{modes: FO, learning_rates: 1, scopes: full}"
+    text = f"study: t\nmax_steps: 1\n<<: &grid {grid}\nmodes: ZO\nalso:\n  - {{<<: *grid, scopes: head}}\n"
+    (tmp_path / "s.yaml").write_text(text)
+    names = list(read_study(tmp_path / "s.yaml").runs)
+    assert names == ["ZO_full_bs8_q1_lr1e+00", "FO_head_bs8_q0_lr1e+00"]
+
+
 # --- what bad input gets -------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from zo.files import hold_or_exit, make_folder, read_json
 from zo.footprint import NOMINAL_TOKENS, job_memory_mb, job_minutes, relative_cost
 from zo.gpus import SLOTS, choose_gpus
 from zo.study import caches_of, load_study
+from zo.study_file import read_yaml
 
 
 def checked(function, *arguments):
@@ -28,9 +29,18 @@ def checked(function, *arguments):
         sys.exit(f"Error: {error}")
 
 
+for configfile in workflow.configfiles:  # snakemake takes the last of two equal keys
+    checked(read_yaml, Path(configfile))
 STUDY = checked(load_study, config)
 RESULTS = STUDY.results
 CACHES = STUDY.caches()
+
+for target in workflow.dag_settings.targets if workflow.dag_settings else ():
+    if target.startswith("results/") and not STUDY.owns(target):
+        sys.exit(
+            f"Error: {target} is not of study {STUDY.workflow.study!r}, whose results are in {RESULTS}/:"
+            " name a file of it, or another --configfile"
+        )
 
 
 def read_spec(run):

@@ -73,12 +73,14 @@ def ratio_interval(left: pd.Series, right: pd.Series, confidence: float = 0.95) 
     """Return the interval of left / right, positive costs indexed by seed: geometric mean over shared seeds.
 
     Costs are skewed, so on logarithms: Student t for few seeds, from `BOOTSTRAP_FROM` on the BCa bootstrap
-    (Efron 1987; scipy's, with a fixed generator), which asks for no shape. All NaN where a cost is missing.
+    (Efron 1987; scipy's, with a fixed generator), which asks for no shape. All NaN where a cost is missing or
+    is 0.
     """
     shared = pair_seeds(left, right)
-    logs = np.log(left[shared].to_numpy(float) / right[shared].to_numpy(float))
-    if not len(logs) or not np.isfinite(logs).all():
+    costs = np.array([left[shared], right[shared]], dtype=float)
+    if not len(shared) or not (np.isfinite(costs) & (costs > 0)).all():
         return NOTHING
+    logs = np.log(costs[0] / costs[1])
     found = mean_interval(logs, confidence)
     if len(logs) >= BOOTSTRAP_FROM and np.ptp(logs) > 0:
         ends = bootstrap((logs,), np.mean, confidence_level=confidence, rng=np.random.default_rng(0))

@@ -43,21 +43,27 @@ class Table(NamedTuple):
 
 
 def write_report(
-    folder: str | Path, out: str | Path, *, only: Collection[str] | None = None, backward_cost: float = 2.0
+    folder: str | Path,
+    out: str | Path,
+    *,
+    only: Collection[str] | None = None,
+    backward_cost: float = 2.0,
+    claims: bool = True,
 ) -> Path:
     """Write the report of `folder`'s runs (of `only` these) to `out` and return its path.
 
-    `backward_cost`: forward passes that one backward pass counts as. The same logs give the same bytes.
-    Raises UserError for a folder that holds no readable logs.
+    `backward_cost`: forward passes that one backward pass counts as. `claims`: show a claims.csv that lies
+    beside the logs. The same logs give the same bytes. Raises UserError for a folder that holds no readable
+    logs.
     """
     out = Path(out)
     make_folder(out.parent)
-    write_aside(out, render_report(read_folder(folder, only, backward_cost=backward_cost)))
+    write_aside(out, render_report(read_folder(folder, only, backward_cost=backward_cost), claims))
     return out
 
 
-def render_report(reading: Reading) -> str:
-    """Return the page."""
+def render_report(reading: Reading, claims: bool = True) -> str:
+    """Return the page; `claims`: with those of the results folder, if there are any."""
     page = Environment(
         loader=PackageLoader("zo.analysis"),
         autoescape=True,
@@ -87,7 +93,7 @@ def render_report(reading: Reading) -> str:
         commands=[provenance.tell_command(reading.logs, run) for run in runs["run"]],
         targets=[provenance.name_target(reading.logs, run) for run in runs["run"]],
         figures={name: (captions[name], encode(png), find_width(png)) for name, png in pictures.items()},
-        claims=read_claims(reading),
+        claims=read_claims(reading) if claims else None,
         levels=LEVELS,
         problems=lost.find_problems(reading.logs, runs) + lost.find_lost(reading.unfinished),
         settings=provenance.list_settings(reading.logs),

@@ -4,13 +4,14 @@ import json
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from zo.analysis import answer, stats
 from zo.analysis.collect import NOTES, TITLES, Reading, read_folder
 from zo.analysis.layout import render, section, write_lines
 from zo.analysis.lost import Unfinished, find_unfinished, list_problems, list_unfinished
-from zo.analysis.table import list_axes
+from zo.analysis.table import applies, list_axes
 from zo.analysis.tables import SHOW, show_runs
 from zo.analysis.verdicts import state_comparisons
 from zo.errors import unknown
@@ -112,12 +113,7 @@ def _head(reading: Reading) -> list[str]:
     logs, runs = reading.logs, reading.runs
     counts = runs["status"].value_counts()
     status = ", ".join(f"{counts.get(name, 0)} {name}" for name in ("done", "diverged", "crashed"))
-    knobs = stats.list_knobs(runs)
-    fixed = [
-        f"{axis} {runs[axis].dropna().iloc[0]}"
-        for axis in list_axes(runs)
-        if axis not in ("seed", *knobs) and runs[axis].nunique() == 1
-    ]
+    fixed = _list_fixed(runs)
     lines = [
         f"{len(runs)} run{'s'[: len(runs) > 1]} in {logs.folder.as_posix()}: {status}",
         answer.state_seeds(runs),
@@ -125,6 +121,21 @@ def _head(reading: Reading) -> list[str]:
     lines += [f"The same in every run: {', '.join(fixed)}"] if fixed else []
     lines += [answer.state_score(runs)] if counts.get("done") else []
     return [*lines, answer.count_findings(reading.findings)]
+
+
+def _list_fixed(runs: pd.DataFrame) -> list[str]:
+    """Name the settings that are one value in every run of a mode that reads them. Not set is a value too."""
+    fixed, knobs = [], stats.list_knobs(runs)
+    for axis in list_axes(runs):
+        reads = np.array([applies(mode, axis) for mode in runs["mode"]])
+        lost = runs[axis].isna() & (runs["status"] == "crashed")  # an early crash left few settings behind
+        values = runs.loc[reads & ~lost, axis]
+        if axis in ("seed", *knobs) or values.nunique(dropna=False) != 1 or values.isna().any():
+            continue
+        value = values.iloc[0]
+        whole = isinstance(value, float) and value.is_integer()  # in a column with gaps
+        fixed.append(f"{axis} {int(value) if whole else value}")
+    return fixed
 
 
 def present(reading: Reading, format: str) -> str:

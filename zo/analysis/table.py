@@ -87,6 +87,12 @@ def list_axes(runs: pd.DataFrame) -> list[str]:
     return list(runs.columns[1 : runs.columns.get_loc("status")])
 
 
+def applies(mode: str | None, key: str) -> bool:
+    """Whether a method reads a setting: a spec holds the defaults of those that it does not."""
+    setting = NAMES.get(key, key)
+    return mode not in METHODS or setting in ("query_budget_q", "learning_rate") or uses(mode, setting)
+
+
 def spell_lr(lr: float) -> str:
     """Spell a learning rate as run names do: 1e-05, 2.5e-04; '-' where there is none."""
     if pd.isna(lr):
@@ -177,13 +183,7 @@ def _read_settings(logs: Logs, run: str) -> dict:
         found[key] = float(found[key]) if re.fullmatch(r"[\d.]+(e[+-]?\d+)?", found[key]) else np.nan
     logged = {name: logs.frames[run][name].iat[0] for name in LOGGED_AXES if not logs.frames[run].empty}
     settings = found | flat | {key: value for key, value in logged.items() if not pd.isna(value)}
-    return {key: value for key, value in settings.items() if _applies(settings.get("mode"), key)}
-
-
-def _applies(mode: str | None, key: str) -> bool:
-    """Whether a method reads a setting: a spec holds the defaults of those that it does not."""
-    setting = NAMES.get(key, key)
-    return mode not in METHODS or setting in ("query_budget_q", "learning_rate") or uses(mode, setting)
+    return {key: value for key, value in settings.items() if applies(settings.get("mode"), key)}
 
 
 def _find_further_axes(settings: pd.DataFrame) -> list[str]:

@@ -1,5 +1,6 @@
 """What is timed: a model, a batch, and every step that takes its turn on them."""
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from zo.objective import Objective
 from zo.plan import MOST_IN_FLIGHT, Plan, decide_plan, free_memory
 from zo.ranks import ALONE
 from zo.run import build_run, pick_device
+from zo.sizes import GPT2_VOCABULARY
 from zo.spec import RunSpec
 
 EPSILON, LEARNING_RATE = 1e-3, 1e-6
@@ -33,12 +35,30 @@ class Setting:
 
     model_size: str = "20M"
     architecture: str = "gpt2"
-    vocab_size: int = 50257
+    vocab_size: int = GPT2_VOCABULARY
     batch_size: int = 4
     block_size: int = 64
     dtype: str = "fp32"
     device: str = "cpu"
     threads: int = 2
+
+    def run_spec(self, q: int) -> RunSpec:
+        """The low-rank run whose steps these are. Raises UserError for a setting that no run can have."""
+        own_size = {"tokenizer": "bpe", "vocab_size": self.vocab_size}
+        return RunSpec.make(
+            mode="ZO",
+            scope="full",
+            query_budget_q=q,
+            direction_family="lowrank",
+            plan="parallel",
+            learning_rate=LEARNING_RATE,
+            max_steps=10**6,
+            model_size=self.model_size,
+            architecture=self.architecture,
+            batch_size=self.batch_size,
+            block_size=self.block_size,
+            **({"tokenizer": "gpt2"} if self.vocab_size == GPT2_VOCABULARY else own_size),
+        )
 
 
 @dataclass(frozen=True)
@@ -195,24 +215,6 @@ class Workbench:
 
     def train_loop(self, q: int) -> Contender:
         """The real trainer's step for the low-rank cell: batch, schedule, ledger and all."""
-        s = self.setting
-        tokenizer = {"tokenizer": "gpt2"} if s.vocab_size == 50257 else {"tokenizer": "bpe"}
-        if s.vocab_size != 50257:
-            tokenizer["vocab_size"] = s.vocab_size
-        spec = RunSpec.make(
-            mode="ZO",
-            scope="full",
-            query_budget_q=q,
-            direction_family="lowrank",
-            plan="parallel",
-            learning_rate=LEARNING_RATE,
-            max_steps=10**6,
-            model_size=s.model_size,
-            architecture=s.architecture,
-            batch_size=s.batch_size,
-            block_size=s.block_size,
-            **tokenizer,
-        )
-        cache = Path(tempfile.gettempdir()) / "zo-bench-cache"
-        run, _ = build_run(spec, cache, self.device)
+        cache = Path(tempfile.gettempdir()) / f"zo-bench-cache-{os.getuid()}"  # /tmp is every user's
+        run, _ = build_run(self.setting.run_spec(q), cache, self.device)
         return Contender("train-loop", q, run.take_step, 2)

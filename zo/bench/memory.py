@@ -19,7 +19,6 @@ from zo.models import checkpoint_activations
 from zo.plan import Plan
 from zo.sizes import SIZES
 
-MEMORY_SIZES = ("20M", "200M", "500M", "1B")
 MEMORY_Q = 2
 STEPS = 2
 """Before a peak is read: what is made once exists, what is freed has been freed."""

@@ -6,13 +6,14 @@ A UserError is one line on stderr and exit status 2. What is heavy is imported b
 import argparse
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from zo.causes import TRY_AGAIN, is_out_of_memory
 from zo.cli import checking, planning, probing, reading, sweeping, training
-from zo.errors import UserError
+from zo.errors import UserError, suggest, unknown
 
 PROGRAM = "zo"
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
@@ -25,6 +26,8 @@ class Command(NamedTuple):
     run: Callable[[argparse.Namespace], int]
     add_flags: Callable[[argparse.ArgumentParser], None]
     help: str
+    listed: bool = True
+    """In `zo --help`: not what only the workflow calls."""
 
 
 COMMANDS = {
@@ -63,7 +66,10 @@ COMMANDS = {
         checking.doctor, checking.add_doctor_flags, "print versions, devices, memory, and what is missing"
     ),
     "crash": Command(
-        sweeping.crash, sweeping.add_crash_flags, "(for the workflow) record a training job that failed"
+        sweeping.crash,
+        sweeping.add_crash_flags,
+        "(for the workflow) record a training job that failed",
+        False,
     ),
 }
 
@@ -74,11 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # torch is loaded; docs/benchmarks.md has what it costs.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     words = [_hyphens(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    name = " ".join([PROGRAM, *words[:1]])
     try:
-        options = build_parser(*words[:1]).parse_args(words)
+        options = read_flags(words)
         return options.door(options) or 0
     except UserError as error:
-        print(f"{PROGRAM} {words[0]}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -89,37 +96,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.name is None or error.name.split(".")[0] == "zo":
             raise
         remedy = "pip install -c envs/pins.txt -e '.[dev]', or take the python of .venv"
-        print(
-            f"{PROGRAM} {words[0]}: {sys.executable} has no package {error.name}: {remedy}", file=sys.stderr
-        )
+        print(f"{name}: {sys.executable} has no package {error.name}: {remedy}", file=sys.stderr)
         return 2
     except OSError as error:
         if error.errno not in REFUSED:
             raise
-        print(f"{PROGRAM} {words[0]}: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"{name}: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     except Exception as error:  # while it was imported, say: no step that could be made smaller
         if not is_out_of_memory(error):
             raise
         line = str(error).strip().split("\n")[-1] or type(error).__name__
-        print(
-            f"{PROGRAM} {words[0]}: out of memory: {line}: give it more, or run less at once", file=sys.stderr
-        )
+        print(f"{name}: out of memory: {line}: give it more, or run less at once", file=sys.stderr)
         return TRY_AGAIN
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are a user's mistakes like all others: one line, not a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}: `{self.prog} --help` says more")
+
+
+def read_flags(words: Sequence[str]) -> argparse.Namespace:
+    """Read a command and its flags. Raises UserError for what it does not know, with the nearest it does."""
+    listed = [name for name, command in COMMANDS.items() if command.listed]
+    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+        raise unknown("command", words[0], listed)
+    options, left = build_parser(*words[:1]).parse_known_args(words)
+    if left:
+        flags = re.findall(r"(?<![\w-])--[a-z][a-z-]*", options.usage())
+        near = suggest(left[0].partition("=")[0], flags, f"`zo {words[0]} --help`")
+        raise UserError(f"unexpected {left[0]!r}: {near}")
+    return options
 
 
 def build_parser(wanted: str | None = None) -> argparse.ArgumentParser:
     """All commands, with the flags of the one that is wanted, or of all: reading the settings takes time."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM,
         description="Pretrain small language models with zeroth- and first-order methods, and compare them.",
         epilog="Flags may be spelled with - or _. `zo COMMAND --help` says more.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
+        shown = {"help": command.help} if command.listed else {}  # argparse lists what has a help
         description = command.help[0].upper() + command.help[1:] + "."
-        subparser = commands.add_parser(name, help=command.help, description=description, allow_abbrev=False)
-        subparser.set_defaults(door=command.run)
+        subparser = commands.add_parser(name, description=description, allow_abbrev=False, **shown)
+        subparser.set_defaults(door=command.run, usage=subparser.format_usage)
         if wanted in (None, name):
             command.add_flags(subparser)
     return parser

@@ -2,27 +2,44 @@
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 
+from zo.cli.flags import split_words
 from zo.errors import UserError
+from zo.files import check_out
 
 
 def add_bench_flags(parser) -> None:
     """Flags of ``zo bench``."""
-    parser.add_argument("--model-size", default="20M", help="(default 20M)")
+    from zo.sizes import GPT2_VOCABULARY, SIZES
+
+    text = f"model preset: {', '.join(SIZES)} (default 20M)"
+    parser.add_argument("--model-size", default="20M", metavar="TEXT", help=text)
     parser.add_argument("--architecture", default="gpt2", help="gpt2 or llama (default gpt2)")
-    parser.add_argument("--vocab-size", type=int, default=50257, metavar="N", help="(default 50257)")
+    parser.add_argument(
+        "--vocab-size",
+        type=int,
+        default=GPT2_VOCABULARY,
+        metavar="N",
+        help="rows of the embedding and the head, from 257 (default GPT-2's, %(default)s)",
+    )
     parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="sequences (default 4)")
     parser.add_argument("--block-size", type=int, default=64, metavar="N", help="tokens of each (default 64)")
-    parser.add_argument("--queries", default="1,4,8,32", metavar="A,B,...", help="(default 1,4,8,32)")
+    text = "values of q, the directions of a step (default %(default)s)"
+    parser.add_argument("--queries", default="1,4,8,32", metavar="A,B,...", help=text)
     parser.add_argument("--dtype", default="fp32", help="of the weights: fp32 or bf16 (default fp32)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default auto)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), metavar="N", help="(default: all)")
+    text = "CPU threads, of each process (default: this machine's CPUs)"
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), metavar="N", help=text)
     parser.add_argument(
         "--rounds", type=int, default=3, metavar="N", help="turns of each contender (default 3)"
     )
     parser.add_argument(
-        "--memory-column", action=argparse.BooleanOptionalAction, default=True, help="peak memory"
+        "--memory-column",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="measure each row's peak memory too, in a process of its own; on unless --no-memory-column",
     )
     parser.add_argument(
         "--chunks", action="store_true", help="instead: the parallel plan with 1, 2, 4, 8 in flight"
@@ -31,8 +48,9 @@ def add_bench_flags(parser) -> None:
     parser.add_argument(
         "--ranks", type=int, metavar="N", help="instead: what N processes gain over one, --threads each"
     )
-    parser.add_argument("--sizes", default="20M,200M,500M,1B", metavar="A,B,...", help="of --memory")
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="save the records")
+    text = "model presets of --memory (default %(default)s)"
+    parser.add_argument("--sizes", default="20M,200M,500M,1B", metavar="A,B,...", help=text)
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="save the records (default: nowhere)")
 
 
 def _whole_number(key: str, text: str) -> int:
@@ -49,15 +67,15 @@ def bench(options) -> int:
     from zo.bench.timing import run_bench
     from zo.errors import unknown
     from zo.run import pick_device
-    from zo.sizes import model_shape
 
+    check_out(options.out)
     if options.dtype not in DTYPES:
         raise unknown("dtype", options.dtype, DTYPES)
     queries = [_whole_number("queries", word) for word in options.queries.split(",")]
     for key, value in {
         "queries": min(queries),
         "rounds": options.rounds,
-        "batch_size": options.batch_size,
+        "threads": options.threads,
     }.items():
         if value < 1:
             raise UserError(f"{key}: {value} is not allowed: it must be 1 or more")
@@ -65,10 +83,10 @@ def bench(options) -> int:
     setting = Setting(
         **{key: getattr(options, key) for key in shared}, device=str(pick_device(options.device))
     )
+    sizes = split_words(options.sizes) if options.memory else [options.model_size]
+    for size in sizes:
+        replace(setting, model_size=size).run_spec(q=1)
     if options.memory:
-        sizes = options.sizes.split(",")
-        for size in sizes:
-            model_shape(size, options.architecture)
         run_memory_bench(setting, sizes, options.out)
         return 0
     if options.ranks is not None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from zo.cli.flags import read_wholes, split_words
 from zo.errors import UserError
+from zo.files import check_out
 
 
 def add_probe_flags(parser) -> None:
@@ -24,11 +25,19 @@ def add_probe_flags(parser) -> None:
     parser.add_argument(
         "--queries", metavar="LIST", default="1,2,4,8,16,32", help="values of q (default %(default)s)"
     )
-    parser.add_argument("--directions", type=int, metavar="N", default=64, help="of a batch (default 64)")
+    parser.add_argument(
+        "--directions",
+        type=int,
+        metavar="N",
+        default=64,
+        help="drawn at each batch: N/q estimates of every q are made of them (default 64)",
+    )
     parser.add_argument(
         "--batches", type=int, metavar="N", default=4, help="the next ones after the run's own (default 4)"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE.csv", help="(default results/probes/<run>.csv)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE.csv", help="the rows (default results/probes/<run>.csv)"
+    )
     machine_flags(parser)
 
 
@@ -37,6 +46,7 @@ def probe(options) -> int:
     from zo.cli.training import limit_threads
     from zo.gpus import take_gpus
 
+    check_out(options.out)
     queries = read_wholes(options.queries, "queries")
     for flag in ("directions", "batches"):
         read_wholes(str(getattr(options, flag)), flag)

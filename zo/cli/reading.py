@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 from zo.errors import UserError
+from zo.files import check_out, make_folder
 
 
 def _folder_flags(parser, out_help: str | None = None) -> None:
@@ -34,16 +36,24 @@ def _study_of(options):
         raise UserError(f"--study is not JSON: {error}") from None
 
 
-def _scope(options) -> tuple[list[str] | None, float]:
-    """Which runs are read, None for all of the folder, and what a backward pass counts as: by the flag, else
-    by the study. That it is a possible number is checked by who uses it.
-    """
+class Scope(NamedTuple):
+    """What --study and the flags beside it say."""
+
+    runs: list[str] | None
+    """Those that are read; None: all of the folder."""
+    cost: float
+    """Forward passes that a backward pass counts as, by the flag, else by the study."""
+    claims: bool
+    """Whether a claims.csv beside the logs is the study's: one that no longer asks for it left it behind."""
+
+
+def _scope(options) -> Scope:
     study = _study_of(options)
     if options.backward_cost is not None:
         [*_, cost] = _numbers("backward-cost", options.backward_cost)
     else:
         cost = study.workflow.backward_cost if study else 2.0
-    return study and list(study.runs), cost
+    return Scope(study and list(study.runs), cost, study is None or study.workflow.claims)
 
 
 def add_analyze_flags(parser) -> None:
@@ -64,10 +74,9 @@ def analyze(options) -> int:
     """Summarize a folder of CSV logs."""
     from zo.analysis.collect import read_folder
     from zo.analysis.summary import FORMATS, check_format, summarize, write_summary
-    from zo.files import make_folder
 
     check_format(options.format, (*FORMATS, "html"))
-    out, (runs, cost) = make_folder(options.out or options.folder.parent), _scope(options)
+    out, (runs, cost, _) = make_folder(options.out or options.folder.parent), _scope(options)
     text = write_summary(
         options.folder, out / "summary.txt", out / "summary.csv", only=runs, backward_cost=cost
     )
@@ -91,7 +100,9 @@ def plot(options) -> int:
     """Draw the figures of a folder of CSV logs."""
     from zo.analysis.plots import write_plots
 
-    out, (runs, cost) = options.out or options.folder.parent / "plots", _scope(options)
+    out, (runs, cost, _) = options.out or options.folder.parent / "plots", _scope(options)
+    if options.out:
+        make_folder(out, "--out: folder")
     paths = write_plots(
         options.folder,
         out,
@@ -109,7 +120,9 @@ def add_stats_flags(parser) -> None:
     _folder_flags(parser)
     parser.add_argument("--format", default="text", help="text, md, csv, json or tex (default text)")
     parser.add_argument(
-        "--targets", metavar="L1,L2", help="losses to measure convergence to (default: chosen)"
+        "--targets",
+        metavar="L1,L2",
+        help="losses, in nats, to measure convergence to (default: chosen from the final losses)",
     )
 
 
@@ -118,7 +131,7 @@ def stats(options) -> int:
     from zo.analysis.summary import stats_text
 
     targets = _numbers("targets", options.targets) if options.targets else None
-    runs, cost = _scope(options)
+    runs, cost, _ = _scope(options)
     text = stats_text(
         options.folder,
         format=options.format,
@@ -140,8 +153,8 @@ def claims(options) -> int:
     """Judge the paper's claims by a folder of CSV logs."""
     from zo.analysis.claims import write_claims
 
-    out = options.out or options.folder.parent / "claims.csv"
-    runs, cost = _scope(options)
+    check_out(options.out)
+    out, (runs, cost, _) = options.out or options.folder.parent / "claims.csv", _scope(options)
     print(write_claims(options.folder, out, format=options.format, only=runs, backward_cost=cost), end="")
     return 0
 
@@ -155,8 +168,9 @@ def report(options) -> int:
     """Write the report of a folder of CSV logs: one HTML file."""
     from zo.analysis.report import write_report
 
-    out, (runs, cost) = options.out or options.folder.parent / "report.html", _scope(options)
-    print(write_report(options.folder, out, only=runs, backward_cost=cost))
+    check_out(options.out)
+    out, (runs, cost, claims) = options.out or options.folder.parent / "report.html", _scope(options)
+    print(write_report(options.folder, out, only=runs, backward_cost=cost, claims=claims))
     return 0
 
 

@@ -2,38 +2,47 @@
 
 from pathlib import Path
 
-from zo.cli.flags import add_setting, describe_setting, results_flag
+from zo.cli.flags import add_setting, describe_setting, results_flag, setting_groups
 from zo.errors import unknown
+from zo.files import check_out
 
 
 def add_sweep_flags(parser) -> None:
     """Flags of ``zo sweep``."""
     from zo.spec import AXES, RunSpec
-    from zo.study import PLURAL, Workflow
+    from zo.study import PLURAL, REQUIRED, Workflow
 
     parser.add_argument(
         "--study", default="sweep", help="its name: results go to results/<study>/ (default sweep)"
     )
-    for key, info in RunSpec.model_fields.items():
-        flag = "--" + PLURAL.get(key, key).replace("_", "-")
-        many = key in AXES
-        text = describe_setting(info, many)
-        parser.add_argument(flag, dest=key, metavar="A,B,..." if many else "X", help=text)
-    parser.add_argument("--parallel", type=int, default=4, metavar="N", help="runs at once (default 4)")
-    parser.add_argument("--gpus", metavar="IDS", help="GPU ids to use, e.g. 0,1,2,3; none: the CPU")
-    parser.add_argument(
-        "--threads", type=int, default=1, metavar="N", help="CPU threads of one run (default 1)"
-    )
-    for key, info in Workflow.model_fields.items():
-        if key not in ("study", "gpus", "threads"):  # above, for they mean more here
-            add_setting(parser, key, info)
     parser.add_argument(
         "--quick",
         action="store_true",
         help="a grid of a minute on a CPU: FO, ZO with q = 1 and 8, Frozen; further flags change it",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the runs and stop")
+    for group, keys in setting_groups(parser):
+        for key in keys:
+            name, many = PLURAL.get(key, key), key in AXES
+            default = "required, but with --quick" if name in REQUIRED else None
+            text = describe_setting(RunSpec.model_fields[key], many, default)
+            flag = "--" + name.replace("_", "-")
+            group.add_argument(flag, dest=key, metavar="A,B,..." if many else "X", help=text)
+    _machine_flags(parser.add_argument_group("this machine"))
+    group = parser.add_argument_group("how the study runs")
+    for key, info in Workflow.model_fields.items():
+        if key not in ("study", "gpus", "threads"):  # they mean more here, and have flags already
+            add_setting(group, key, info)
     parser.add_argument("snakemake", nargs="*", metavar="-- ARG", help="passed on to snakemake")
+
+
+def _machine_flags(parser) -> None:
+    parser.add_argument("--parallel", type=int, default=4, metavar="N", help="runs at once (default 4)")
+    text = "ids of the GPUs to use, not how many: 0,1,2,3; none: the CPU (default: all that are visible)"
+    parser.add_argument("--gpus", metavar="IDS", help=text)
+    parser.add_argument(
+        "--threads", type=int, default=1, metavar="N", help="CPU threads of one run (default 1)"
+    )
 
 
 def sweep(options) -> int:
@@ -79,6 +88,7 @@ def pack(options) -> int:
     """Pack a study's specs, logs, summary and plots into one archive."""
     from zo.archive import pack
 
+    check_out(options.out)
     count, size = pack(options.results, options.out, options.checkpoints)
     print(f"{options.out}: {count} files, {size:,} bytes")
     return 0
@@ -112,9 +122,11 @@ def prune(options) -> int:
 
 def add_crash_flags(parser) -> None:
     """Flags of ``zo crash``."""
-    parser.add_argument("--run", required=True)
-    parser.add_argument("--exit", type=int, required=True, metavar="STATUS")
-    parser.add_argument("--last-attempt", type=int, required=True, metavar="0|1")
+    parser.add_argument("--run", required=True, help="the run's name")
+    parser.add_argument("--exit", type=int, required=True, metavar="STATUS", help="that its job ended with")
+    parser.add_argument(
+        "--last-attempt", type=int, required=True, metavar="0|1", help="1: there will be no other"
+    )
     parser.add_argument("--record", type=int, default=1, metavar="0|1", help="0: a run outside the grid")
     results_flag(parser)
 

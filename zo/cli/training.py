@@ -6,8 +6,9 @@ import os
 import sys
 from pathlib import Path
 
-from zo.cli.flags import add_setting, read_wholes, results_flag
+from zo.cli.flags import add_setting, read_wholes, results_flag, setting_groups
 from zo.errors import UserError
+from zo.files import check_out
 
 log = logging.getLogger("zo")
 
@@ -16,45 +17,54 @@ def add_train_flags(parser) -> None:
     """Flags of ``zo train``."""
     from zo.spec import RunSpec
 
-    for key, info in RunSpec.model_fields.items():
-        add_setting(parser, key, info)
-    parser.add_argument(
+    for group, keys in setting_groups(parser):
+        for key in keys:
+            add_setting(group, key, RunSpec.model_fields[key])
+    group.add_argument(  # to the last group, the plan's
         "--parallel-q-computation",
         action=argparse.BooleanOptionalAction,
         default=None,
         help="evaluate several directions in one forward pass: plan parallel, or with --no- sequential",
     )
-    parser.add_argument("--spec", metavar="JSON", help="a whole spec as JSON text, or a spec.json file")
-    parser.add_argument(
+    group = parser.add_argument_group("the run's files")
+    group.add_argument("--spec", metavar="JSON", help="a whole spec as JSON text, or a spec.json file")
+    group.add_argument(
         "--job-log",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="append log lines to job_logs/<run>.log (the workflow does that itself)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--keep",
         choices=("checkpoint", "weights", "nothing"),
         default="checkpoint",
         help="of a finished run: weights and optimizer state, weights alone, or neither (default checkpoint)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--keep-steps",
         metavar="N,...",
         default="",
         help="steps whose trained weights are kept too, in runs/<run>/kept/, for `zo probe --at`",
     )
-    parser.add_argument("--attempt", type=int, default=1, help="(for the workflow) which one this is")
-    results_flag(parser)
-    machine_flags(parser)
+    group.add_argument(
+        "--attempt", type=int, default=1, metavar="N", help="(for the workflow) which one this is (default 1)"
+    )
+    results_flag(group)
+    machine_flags(parser.add_argument_group("this machine"), " of each rank", ", shared by all ranks")
 
 
-def machine_flags(parser) -> None:
+def machine_flags(parser, of_each: str = "", shared: str = "") -> None:
+    """--device, --gpus and --threads; the words say what ranks have of them."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<index> (default auto)")
     parser.add_argument(
-        "--gpus", type=int, metavar="N", help="take N free GPUs of this machine, for all ranks; 0: the CPU"
+        "--gpus",
+        type=int,
+        metavar="N",
+        help=f"how many free GPUs of this machine to take{shared}: a number, no ids; 0: the CPU "
+        "(default: none are taken, --device says)",
     )
     parser.add_argument(
-        "--threads", type=int, metavar="N", help="CPU threads of each rank (default: torch's own choice)"
+        "--threads", type=int, metavar="N", help=f"CPU threads{of_each} (default: torch's own choice)"
     )
 
 
@@ -239,7 +249,7 @@ def add_replay_flags(parser) -> None:
     """Flags of ``zo replay``."""
     parser.add_argument("folder", type=Path, help="of the run, e.g. results/runs/<run>")
     parser.add_argument("--out", type=Path, metavar="FILE.safetensors", help="write the weights there")
-    parser.add_argument("--device", help="(default: the kind that the run used)")
+    parser.add_argument("--device", help="cpu or cuda (default: the run's own)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: as the run)")
 
 
@@ -247,6 +257,7 @@ def replay(options) -> int:
     """Rebuild a ZO run's final weights from its scalar log; 1 where they differ from the run's own."""
     from zo.replay import replay
 
+    check_out(options.out)
     limit_threads(options.threads)
     found = replay(options.folder, device=options.device, threads=options.threads, out=options.out)
     print(found.report)
