@@ -35,6 +35,7 @@ STUDY = checked(load_study, config)
 RESULTS = STUDY.results
 CACHES = STUDY.caches()
 
+
 def read_spec(run):
     """The spec of a run's name, of the grid or not."""
     return checked(STUDY.resolve, run)
