@@ -170,9 +170,9 @@ def _assumptions() -> str:
     ratio = NOISE_RADEMACHER / NOISE_GAUSSIAN
     return (
         f"Assumed: {PEAK_FLOPS / 1e12:.0f} TFLOP/s at {UTILISATION:.0%} (an H200, weights in bf16, "
-        f"{MEMORY_BYTES / 1e9:.0f} GB at {MEMORY_RATE / 1e12:.1f} TB/s), {NORMALS / 1e9:.0f} G normals a "
-        f"second,\n{HOP * 1e6:.0f} us a hop of gloo's ring, {WIRE_RATE / 1e9:.1f} GB/s. Measured: a sign "
-        f"takes {ratio:.2f} of a normal's time (a CPU, [benchmarks.md](benchmarks.md)).\n"
+        f"{MEMORY_BYTES / 1e9:.0f} GB at {MEMORY_RATE / 1e12:.1f} TB/s), {NORMALS / 1e9:.0f} G normals "
+        f"a second,\n{HOP * 1e6:.0f} us a hop of gloo's ring, {WIRE_RATE / 1e9:.1f} GB/s. Measured: a sign "
+        f"takes {ratio:.2f} of a normal's time\n(a CPU, [benchmarks.md](benchmarks.md)).\n"
     )
 
 

@@ -16,9 +16,9 @@ PAGE = Path(__file__).with_name("settings.md")
 HEAD = """\
 # Settings
 
-Every setting of a run and of a study, its default and who reads it. Made by `python docs/make_settings.py` from
-`RunSpec` (zo/spec.py), `Workflow` (zo/study.py) and the model presets (zo/sizes.py); do not edit by hand: a test
-compares this file with the code.
+Every setting of a run and of a study, its default and who reads it. Made by `python docs/make_settings.py`
+from `RunSpec` (zo/spec.py), `Workflow` (zo/study.py) and the model presets (zo/sizes.py); do not edit by
+hand: a test compares this file with the code.
 
 The name in the first column is the key of `spec.json` and, with `--` before it, the flag of `zo train` (`-`
 and `_` are equal in flags). Where two names stand, the second is the key of a study file and the flag of
@@ -30,14 +30,15 @@ A study file must give `study`, `modes`, `learning_rates` and exactly one length
 """
 
 AXIS_NOTE = """\
-An axis takes a value, a list, or a mapping from mode to either ([sweeps.md](sweeps.md#axes)). The suffix stands in
-a run's name where the value differs from the default. "Read by" lists the modes that use the axis; in the runs of
-the other modes it is left at its default and multiplies nothing.
+An axis takes a value, a list, or a mapping from mode to either ([sweeps.md](sweeps.md#axes)). The suffix
+stands in a run's name where the value differs from the default. "Read by" lists the modes that use the axis;
+in the runs of the other modes it is left at its default and multiplies nothing.
 """
 
 LENGTH_NOTE = f"""\
-Exactly one of {", ".join(f"`{key}`" for key in LENGTHS)} must be given. A further grid (`also`) may have other values
-than the study's. None of these settings is in a run's name: another value trains the same names again.
+Exactly one of {", ".join(f"`{key}`" for key in LENGTHS)} must be given. A further grid (`also`)
+may have other values than the study's. None of these settings is in a run's name: another value trains the
+same names again.
 """
 
 WORKFLOW_NOTE = """\

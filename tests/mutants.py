@@ -498,7 +498,7 @@ MUTANTS = [
     Mutant("a rank timed with all directions", "measure.py", "-(-getattr(spec, key) // spec.ranks)", "getattr(spec, key)", MEASURE),
     Mutant("a period timed by its backprop step", "measure.py", "spent / sum(map(len, kinds))", "take_step(kinds[-1][0])", MEASURE),
     # What a review found.
-    Mutant("a model in training mode is believed", "sharing.py", "    if _seen_to.get(model) == ids:", "    if model.training or _seen_to.get(model) == ids:", (*ARCHITECTURES, "-k", "keep_its_sequences")),
+    Mutant("a model in training mode is believed", "sharing.py", "if model in _trusted or", "if model.training or model in _trusted or", (*ARCHITECTURES, "-k", "keep_its_sequences")),
     Mutant("a model that drops out is tried as it is", "sharing.py", "module.training = False", "pass", (*ARCHITECTURES, "-k", "drops_out")),
     Mutant("a model is left in eval mode", "sharing.py", "            module.training = True", "            pass", (*ARCHITECTURES, "-k", "drops_out")),
     Mutant("parameters that are not seen are noise", "estimate.py", "    if not used:", "    if False:", (*ESTIMATE, "-k", "cannot_be_seen")),

@@ -124,7 +124,9 @@ def _final_weights(run: Run, files: RunFiles) -> dict[str, torch.Tensor]:
     if METHODS[run.spec.mode].backward_passes(run.spec, 1, run.total) == 0:
         replayed = replay(files.folder)
         if not replayed.equal:
-            raise UserError(f"{files.folder} kept no weights, and here they come out other: {replayed.report}")
+            raise UserError(
+                f"{files.folder} kept no weights, and here they come out other: {replayed.report}"
+            )
         return replayed.weights
     raise UserError(f"{files.folder} has no final weights: probe its start, or repeat it with --keep weights")
 

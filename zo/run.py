@@ -21,6 +21,7 @@ from zo.optimizers import build_optimizers, pack_state, unpack_state
 from zo.plan import Plan, decide_plan, free_memory
 from zo.ranks import ALONE, Ranks
 from zo.replica import Replica
+from zo.sharing import trust
 from zo.sizes import parse_scope
 from zo.spec import RunSpec, check_ranks, dataset_spec, guide_dataset_spec, total_steps
 from zo.step import Phase, State, StepReport
@@ -182,6 +183,7 @@ def build_state(
         matrices_alone=True,  # near 1, where norms' weights lie, bf16 numbers are farther apart than eps z
         gradient_checkpointing=spec.gradient_checkpointing,
     )
+    trust(model)
     named = select_scope(model, spec.scope)
     phase = METHODS[spec.mode].phase(spec, 1, total)
     state = State(model, [], [], spec, plan, objective_of(model, spec), phase, ranks)

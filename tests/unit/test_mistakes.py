@@ -71,7 +71,10 @@ def test_no_device_but_a_cpu_or_cuda_is_taken(name):
     [
         ({"learning_rate": "fast"}, "learning_rate: 'fast' is not allowed: it must be a number"),
         ({"batch_size": "many"}, "batch_size: 'many' is not allowed: it must be an integer"),
-        ({"shard_batch": "maybe"}, "shard_batch: 'maybe' is not allowed: it must be a boolean, true or"),
+        (
+            {"shard_batch": "maybe"},
+            "shard_batch: 'maybe' is not allowed: it must be a boolean",
+        ),
         ({"scope": "block7"}, "scope: 'block7' is not allowed: there is no block7 among the model's 2"),
     ],
 )

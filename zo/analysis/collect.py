@@ -44,8 +44,8 @@ NOTES = {
     "interpolated; a backward pass counts {cost:g}. Each keeps the learning rate that was best for its whole "
     "run. Equal peak memory: final losses, against the best FO cell that fits in the method's memory [MB].",
     "probes": "Of the runs that the study's key probe names, at the weights they began with, had at the "
-    "steps of probe_steps, and ended with, on the batches after their last step's. n: estimates, over runs and "
-    "batches; those of one batch share its gradient. law: exact for a linear loss; the best rate's for "
+    "steps of probe_steps, and ended with, on the batches after their last step's. n: estimates, over runs "
+    "and batches; those of one batch share its gradient. law: exact for a linear loss; the best rate's for "
     "a quadratic.",
     "pareto": "On a front: no other method's best cell loses no more for no more. Means over seeds, no "
     "intervals; a backward pass counts {cost:g}; the controls are left out.",
