@@ -134,11 +134,6 @@ class Study:
         name = self.workflow.study
         return "results" if name == "default" else f"results/{name}"
 
-    def owns(self, target: str) -> bool:
-        """Whether a path results/... lies in this study's folder, not in another study's."""
-        first = "".join(Path(target).parts[1:-1][:1])  # of the folders in results/ on the way
-        return self.workflow.study == ("default" if first in ("", *RESERVED) else first)
-
     def resolve(self, run: str) -> RunSpec:
         """The spec of any run name: of a cell of the grid, or of one outside it with the same settings."""
         return self.runs[run] if run in self.runs else parse_name(run, **self.settings)

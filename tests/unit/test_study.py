@@ -253,21 +253,6 @@ def test_block_and_batch_sizes_need_no_second_cache_but_another_tokenizer_or_bac
     assert len(load(modes="Instruct", bp_interval=2, bp_dataset="kjv").caches()) == 2
 
 
-@pytest.mark.parametrize(
-    ("target", "owner"),
-    [
-        ("results/summary.txt", "default"),
-        ("results/csv_logs/a.csv", "default"),
-        ("results/runs/a/outcome.json", "default"),
-        ("results/t/summary.txt", "t"),
-        ("results/t/csv_logs/a.csv", "t"),
-        ("results/tt/summary.txt", "tt"),
-    ],
-)
-def test_a_target_is_of_the_study_in_whose_folder_it_lies(target, owner):
-    assert [name for name in ("default", "t", "tt") if load(study=name).owns(target)] == [owner]
-
-
 # --- the file ---------------------------------------------------------------------------------
 
 

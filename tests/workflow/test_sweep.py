@@ -172,13 +172,6 @@ def test_a_key_that_stands_twice_in_the_study_is_one_line_before_any_job(finishe
     assert "Traceback" not in refused.stdout
 
 
-def test_a_target_in_another_studys_folder_is_one_line_that_says_where_this_ones_are(finished):
-    refused = finished.run("-n", "results/csv_logs/ZO_full_bs2_q2_lr1e-03_block16.csv")
-    assert refused.returncode != 0
-    [line] = [line for line in refused.stdout.splitlines() if line.startswith("Error")]
-    assert "is not of study 'tiny', whose results are in results/tiny/" in line
-
-
 def test_a_corpus_that_cannot_be_read_is_one_line_before_any_job(finished):
     (finished.folder / "bad.txt").write_bytes(b"good\n\nbad \xff\n")
     finished.write(STUDY | {"dataset": "bad.txt"})

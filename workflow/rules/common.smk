@@ -35,13 +35,6 @@ STUDY = checked(load_study, config)
 RESULTS = STUDY.results
 CACHES = STUDY.caches()
 
-for target in workflow.dag_settings.targets if workflow.dag_settings else ():
-    if target.startswith("results/") and not STUDY.owns(target):
-        sys.exit(
-            f"Error: {target} is not of study {STUDY.workflow.study!r}, whose results are in {RESULTS}/:"
-            " name a file of it, or another --configfile"
-        )
-
 
 def read_spec(run):
     """The spec of a run's name, of the grid or not."""
