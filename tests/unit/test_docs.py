@@ -87,21 +87,22 @@ def test_the_readme_is_short_and_begins_with_a_result_and_two_commands():
     assert picture < 10
     for command in ("make sweep", "make test"):
         assert any(line.startswith(command) for line in lines[:35]), command
-    assert (ROOT / "docs/images/default-sweep.png").stat().st_size < 150_000
+    assert (ROOT / "docs/images/claims.png").stat().st_size < 150_000
 
 
-def test_the_runs_in_the_readmes_table_are_the_default_studys():
+def test_the_runs_in_the_readmes_table_are_the_claims_studys():
     table = [line for line in read("README.md").splitlines() if line.startswith(("| full |", "| reduced |"))]
     named = [line.split("|")[2].split("`")[1] for line in table]
-    study = read_study(ROOT / "config.yaml")
+    study = read_study(ROOT / "workflow/studies/claims.yaml")
     assert named
     assert set(named) <= set(study.runs)
     assert all(f"_{line.split('|')[1].strip()}_" in run for line, run in zip(table, named, strict=True))
-    spec = study.runs[named[0]]
-    said = f"GPT-2 of {spec.model_size} parameters, {spec.max_steps} SGD steps of "
-    said += f"{spec.batch_size} x {spec.block_size} tokens"
+    spec, seeds = study.runs["ZO_full_bs4_q1_lr1e-03_archllama"], {run.seed for run in study.runs.values()}
+    assert len(seeds) == 4
+    said = f"n = 4 seeds, a Llama of {spec.model_size} parameters, plain SGD, {spec.max_forwards:g} forward passes"
+    said += f" of {spec.batch_size} x {spec.block_size} tokens a run"
     assert said in " ".join(read("README.md").split())
-    assert (spec.architecture, spec.optimizer, spec.dataset) == ("gpt2", "sgd", "shakespeare")
+    assert (spec.architecture, spec.optimizer, spec.dataset) == ("llama", "sgd", "shakespeare")
 
 
 def test_the_repositorys_table_names_only_what_exists():

@@ -12,7 +12,6 @@ from zo.analysis.curves import read_curves
 from zo.analysis.panels import (
     SAFE,
     add_legend,
-    find_ceiling,
     make_panels,
     name_cell,
     name_loss,
@@ -172,9 +171,7 @@ def _plot_curves(
         ax.set(xlabel=label, ylabel=f"{name_loss(runs)} [nats]")
         ax.xaxis.get_major_locator().set_params(integer=True)
         add_legend(ax)
-    share_scale(
-        panels, find_ceiling(runs, runs["best_val_loss" if score == "final_val_loss" else "best_loss"])
-    )
+    share_scale(panels, runs, runs, "best_val_loss" if score == "final_val_loss" else "best_loss")
     return figure
 
 

@@ -11,6 +11,7 @@ from zo.analysis import stats
 from zo.analysis.panels import (
     add_legend,
     find_ceiling,
+    find_scale,
     make_panels,
     name_loss,
     pick_style,
@@ -28,8 +29,8 @@ def plot_sensitivity(logs: Logs, runs: pd.DataFrame) -> Figure:
     title = f"Final {name_loss(runs)} against learning rate, {say_n(runs)}"
     title += f" (best over {', '.join(knobs)})" if knobs else ""
     figure, panels = make_panels(runs, title, grid)
-    ceiling = find_ceiling(runs, grid["loss"])
     for ax, context in panels:
+        _, ceiling = find_scale(context.iloc[0], runs, grid, "loss")
         ax.set_xscale("log")
         for i, ((mode, q), line) in enumerate(context.groupby(["mode", "q"], sort=False)):
             style = pick_style(mode, q, runs) | ({"marker": "d"} if mode == "Random" else {})
@@ -56,7 +57,7 @@ def plot_sensitivity(logs: Logs, runs: pd.DataFrame) -> Figure:
         ax.set(xlabel="learning rate (log scale)", ylabel=f"final {name_loss(runs)} [nats]")
         marks = [Line2D([], [], color="0.2", marker="x", ls="", ms=7, mew=2, label="diverged (any seed)")]
         add_legend(ax, marks if context["diverged"].any() else [])
-    share_scale(panels, ceiling)
+    share_scale(panels, runs, grid, "loss")
     return figure
 
 

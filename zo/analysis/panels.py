@@ -91,16 +91,30 @@ def find_ceiling(runs: pd.DataFrame, losses: pd.Series) -> float:
     return max(untrained + 0.35 * (untrained - low), untrained)
 
 
-def share_scale(panels: list, ceiling: float) -> None:
-    """Give all panels one loss axis that shows everything up to the ceiling."""
-    limits = [ax.get_ylim() for ax, _ in panels]
-    if not limits:
-        return
-    low, high = min(low for low, _ in limits), max(high for _, high in limits)
-    if np.isfinite(ceiling):
-        high = min(high, ceiling + 0.04 * (ceiling - low))
-    for ax, _ in panels:
-        ax.set_ylim(low, high)
+def find_scale(cell: pd.Series, runs: pd.DataFrame, rows: pd.DataFrame, column: str) -> tuple[tuple, float]:
+    """Return a name for the model and data of a cell, whose losses one axis can show, and their ceiling.
+
+    `rows`: the runs, or what was made of them by context; `column`: their losses.
+    """
+    axes = [axis for axis in stats.list_context(runs) if axis not in ("scope", "batch_size")]
+    own, theirs = (
+        frame[(frame[axes].astype(str) == cell[axes].astype(str)).all(axis=1)] for frame in (runs, rows)
+    )
+    return tuple(cell[axes].astype(str)), find_ceiling(own, theirs[column])
+
+
+def share_scale(panels: list, runs: pd.DataFrame, rows: pd.DataFrame, column: str) -> None:
+    """Give the panels of one model and data one loss axis: all that was drawn, up to the ceiling."""
+    drawn = [(ax, context.iloc[0]) for ax, context in panels if ax.dataLim.y0 <= ax.dataLim.y1]
+    alike: dict[tuple, list[Axes]] = {}
+    for ax, cell in drawn:
+        alike.setdefault(find_scale(cell, runs, rows, column), []).append(ax)
+    for (_, ceiling), axes in alike.items():
+        low, high = min(ax.dataLim.y0 for ax in axes), max(ax.dataLim.y1 for ax in axes)
+        high = min(high, ceiling) if np.isfinite(ceiling) else high
+        margin = 0.04 * (high - low) or 0.1
+        for ax in axes:
+            ax.set_ylim(low - margin, high + margin)
 
 
 def name_loss(runs: pd.DataFrame) -> str:
