@@ -530,6 +530,9 @@ MUTANTS = [
     Mutant("a replay of what has no direction", "replay.py", 'if method.uses and not hasattr(method, "direction"):', "if False:", (REPLAY, "-k", "its_direction")),
     Mutant("parameters must be contiguous to be read", "philox.py", "_flat(base.contiguous())", "_flat(base)", (*ESTIMATE, "-k", "contiguous")),
     Mutant("parameters must be contiguous to be updated", "noise.py", " or not theta.is_contiguous()", "", (*ESTIMATE, "-k", "contiguous")),
+    Mutant("a control that blew up flattens the axis", "analysis/panels.py", "high = min(high, ceiling) if np.isfinite(ceiling) else high", "pass", ("tests/unit/test_analysis_plots.py", "-k", "blows_up")),
+    Mutant("one loss axis for all models", "analysis/panels.py", "return tuple(cell[axes].astype(str)), find_ceiling(own, theirs[column])", "return (), find_ceiling(runs, rows[column])", ("tests/unit/test_analysis_plots.py", "-k", "blows_up")),
+    Mutant("the tokenizer told twice", "analysis/stats.py", "if not _comes_with_the_size(runs, axis, axes)]", "]", ("tests/unit/test_analysis_stats.py", "-k", "not_told")),
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import matplotlib.image
 import numpy as np
+import pandas as pd
 import pytest
 from made_runs import write_beside, write_crash, write_probe, write_run, write_sweep
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -160,3 +161,23 @@ def test_figures_for_papers_are_the_same_bytes_twice(tmp_path, format):
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     with pytest.raises(UserError, match="allowed: png, svg, pdf"):
         write_plots(tmp_path / "csv_logs", tmp_path, format="gif")
+
+
+def test_a_control_that_blows_up_does_not_flatten_the_loss_axis_and_each_model_has_its_own(tmp_path):
+    folder = tmp_path / "csv_logs"
+    for size, higher in (("100k", 0.0), ("20M", 5.0)):
+        for mode, q in (("FO", 0), ("ZO", 8), ("Frozen", 0), ("Random", 8)):
+            run = write_run(folder, mode, "full", q, 1e-2, spec={"model_size": size}, name=f"{mode}_{size}")
+            frame = pd.read_csv(folder / f"{run}.csv")
+            frame["val_loss"] += higher
+            if run == "Random_100k":
+                frame.loc[frame["step"].between(40, 60), "val_loss"] = 1e6
+            frame.to_csv(folder / f"{run}.csv", index=False)
+    logs = read_logs(folder)
+    figure = FIGURES["loss_vs_steps"](logs, summarize_runs(logs))
+    limits = {ax.get_title(): ax.get_ylim() for ax in figure.axes if ax.lines}
+    [small] = [span for title, span in limits.items() if "100k" in title]
+    [large] = [span for title, span in limits.items() if "20M" in title]
+    assert 2 < small[0] < 3
+    assert 6 < small[1] < 8
+    assert large[0] == pytest.approx(small[0] + 5, abs=0.6)

@@ -199,3 +199,12 @@ def test_the_cosine_law_is_the_spec_s():
     zo = pd.Series({"mode": "ZO", "q": 8})
     assert predict_cosine(zo, {"trainable_parameters": 1000}) == pytest.approx(np.sqrt(8 / 1007))
     assert predict_cosine(zo, {}) is None
+
+
+def test_a_tokenizer_that_comes_with_the_model_is_not_told_twice(folder):
+    for size, tokenizer in (("100k", "bpe"), ("20M", "gpt2")):
+        spec = {"model_size": size, "tokenizer": tokenizer}
+        write_run(folder, "FO", lr=1e-2, spec=spec, name=f"FO_{size}")
+    assert stats.list_context(load(folder)[1]) == ["scope", "model_size"]
+    write_run(folder, "FO", lr=1e-2, spec={"model_size": "20M", "tokenizer": "bytes"}, name="FO_bytes")
+    assert stats.list_context(load(folder)[1]) == ["scope", "model_size", "tokenizer"]

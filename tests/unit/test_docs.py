@@ -99,8 +99,8 @@ def test_the_runs_in_the_readmes_table_are_the_claims_studys():
     assert all(f"_{line.split('|')[1].strip()}_" in run for line, run in zip(table, named, strict=True))
     spec, seeds = study.runs["ZO_full_bs4_q1_lr1e-03_archllama"], {run.seed for run in study.runs.values()}
     assert len(seeds) == 4
-    said = f"n = 4 seeds, a Llama of {spec.model_size} parameters, plain SGD, {spec.max_forwards:g} forward passes"
-    said += f" of {spec.batch_size} x {spec.block_size} tokens a run"
+    said = f"n = 4 seeds, a Llama of {spec.model_size} parameters, plain SGD, {spec.max_forwards:g} forward "
+    said += f"passes of {spec.batch_size} x {spec.block_size} tokens a run"
     assert said in " ".join(read("README.md").split())
     assert (spec.architecture, spec.optimizer, spec.dataset) == ("llama", "sgd", "shakespeare")
 

@@ -35,7 +35,15 @@ def pick_score(runs: pd.DataFrame) -> str:
 def list_context(runs: pd.DataFrame) -> list[str]:
     """Name the axes that two methods must share: the scope, and other PROBLEM_AXES that vary."""
     axes = [axis for axis in list_axes(runs) if axis in PROBLEM_AXES]
-    return [axis for axis in axes if axis == "scope" or runs[axis].nunique() > 1]
+    axes = [axis for axis in axes if axis == "scope" or runs[axis].nunique() > 1]
+    return [axis for axis in axes if not _comes_with_the_size(runs, axis, axes)]
+
+
+def _comes_with_the_size(runs: pd.DataFrame, axis: str, axes: list[str]) -> bool:
+    """Whether a model's size says what its tokenizer or vocabulary is: by default it does."""
+    if axis not in ("tokenizer", "vocab_size") or "model_size" not in axes:
+        return False
+    return runs.groupby("model_size", dropna=False)[axis].nunique(dropna=False).max() == 1
 
 
 def list_knobs(runs: pd.DataFrame) -> list[str]:
