@@ -28,7 +28,7 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(path: Path) -> Any:
     """Return a YAML file's content. Raises UserError with the path, and the line where it is no YAML."""
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        return _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         reason = f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from zo.causes import is_machine_failure, is_out_of_memory
 from zo.errors import UserError
 from zo.tokenizer import Tokenizer
 
@@ -113,6 +114,8 @@ def open_cache(folder: Path | str) -> TokenCache:
             raise ValueError(f"{wrong[0]}.bin does not hold {sizes[wrong[0]]} bytes")
         return TokenCache(folder, meta)
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if is_out_of_memory(error) or is_machine_failure(error):  # the cache is whole
+            raise
         reason = f"{type(error).__name__}: {error}"
         raise UserError(
             f"dataset cache {str(folder)!r} is damaged ({reason}); delete the folder and build it again"

@@ -80,7 +80,7 @@ def train(options) -> int:
     _start_logging(files.job_log if options.job_log else None, place.rank if place else 0)
     if options.gpus is not None:
         taken = take_gpus(options.gpus)
-        log.info("GPUs: %s", ",".join(taken) or "none: on the CPU")
+        log.info("GPUs: %s", ",".join(taken) or "none (on the CPU)")
         if taken:
             _own_compile_caches(files.folder)
     limit_threads(options.threads)
