@@ -14,12 +14,18 @@ import pandas as pd
 from zo.analysis.curves import BUDGETS, index_seeds, read_at, read_curves
 from zo.analysis.layout import shorten
 from zo.analysis.probes import read_probes
-from zo.analysis.stats import EDGE_WARNINGS, flag_edge, list_context, list_knobs, name_method, pick_score
+from zo.analysis.stats import (
+    CONTROLS,
+    EDGE_WARNINGS,
+    flag_edge,
+    list_context,
+    list_knobs,
+    name_method,
+    pick_score,
+)
 from zo.analysis.table import Logs, spell_lr
 from zo.sizes import SIZES
 
-UNTUNED = ("Frozen", "Random", "LayerwiseFrozen")
-"""Controls: the smallest step is always best for them, so that their learning rates have no edge."""
 ROUNDING = 1 - 1e-9
 """A budget is reached but for rounding."""
 
@@ -198,7 +204,7 @@ class Evidence:
 
     def _describe(self, arm: Arm, cell: Cell, rate: float, losses: pd.Series) -> Choice:
         """Say what was chosen, and what speaks against a verdict on it."""
-        if arm.mode in UNTUNED:
+        if arm.mode in CONTROLS:
             return Choice(cell, losses, cell.name, ())
         doubts, tried = [], ", ".join(map(spell_lr, cell.tried))
         if edge := flag_edge(rate, cell.tried):
