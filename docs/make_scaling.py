@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from zo.footprint import members_in_flight, memory_bytes
-from zo.preflight import TIGHT
+from zo.planning.footprint import members_in_flight, memory_bytes
 from zo.spec import RunSpec
+from zo.sweep.preflight import TIGHT
 
 PAGE = Path(__file__).with_name("scaling.md")
 BEGIN, END = "<!-- docs/make_scaling.py: {} -->\n", "<!-- end of {} -->\n"

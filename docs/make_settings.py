@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import zo.study
+from zo.lengths import LENGTHS
 from zo.methods import METHODS
 from zo.sizes import ARCHITECTURES, DEFAULT_VOCABULARY, SCOPES, SIZES, model_shape
-from zo.spec import AXES, LENGTHS, RunSpec, uses
+from zo.spec import AXES, RunSpec, uses
 
 PAGE = Path(__file__).with_name("settings.md")
 

@@ -26,9 +26,9 @@ import yaml
 from small_runs import everything, read_rows, write_corpus
 
 from zo.files import read_json
-from zo.record import RunFiles
 from zo.spec import RunSpec
 from zo.study import load_study
+from zo.training.record import RunFiles
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = {

@@ -47,7 +47,7 @@ def make_linear():
             return SimpleNamespace(logits=F.linear(x, self.weight, self.bias))
 
         def objective(self):
-            from zo.objective import Objective
+            from zo.engine.objective import Objective
 
             return Objective(self, lambda logits, _: (logits @ self.v).sum(), self.inputs, torch.zeros(1, 1))
 

@@ -17,17 +17,17 @@ import torch.nn.functional as F
 from tcp_bytes import tcp_bytes_sent
 
 from zo.causes import is_out_of_memory
+from zo.distributed.place import find_place
+from zo.distributed.ranks import ALONE, Ranks, join
+from zo.engine.estimate import estimate_gradient
+from zo.engine.noise import make_noise
+from zo.engine.objective import Objective
+from zo.engine.plan import Plan
 from zo.errors import UserError
-from zo.estimate import estimate_gradient
 from zo.models import build_model
-from zo.noise import make_noise
-from zo.objective import Objective
-from zo.place import find_place
-from zo.plan import Plan
-from zo.ranks import ALONE, Ranks, join
-from zo.run import Run
 from zo.spec import RunSpec
-from zo.train import train
+from zo.training.run import Run
+from zo.training.train import train
 
 BATCH, TOKENS, VOCABULARY = 40, 6, 60
 FAMILIES = ("gaussian", "rademacher", "lowrank")

@@ -11,8 +11,8 @@ import torch
 from safetensors import safe_open
 
 from zo.cli import main
-from zo.record import RunFiles
 from zo.spec import RunSpec
+from zo.training.record import RunFiles
 
 TIMINGS = ("timestamp", "seconds", "tokens_per_second", "peak_memory_mb")
 OWN = {"Calibrate": {"bp_interval": 3}, "Instruct": {"bp_interval": 3}}

@@ -9,7 +9,7 @@ __all__ = ["zo_gradient_estimator"]
 
 def __getattr__(name: str):
     if name in __all__:
-        from zo import estimate
+        from zo.engine import estimate
 
         return getattr(estimate, name)
     raise AttributeError(f"module 'zo' has no attribute {name!r}")

@@ -24,7 +24,7 @@ from zo.step import (
 )
 
 if TYPE_CHECKING:
-    from zo.estimate import Estimate
+    from zo.engine.estimate import Estimate
     from zo.spec import RunSpec
     from zo.step import State
 
@@ -99,7 +99,7 @@ class Calibrate(ZO):
         return int(step % spec.bp_interval == 0)
 
     def step(self, state, batch, guide):
-        from zo.objective import evaluate
+        from zo.engine.objective import evaluate
 
         if state.step % state.spec.bp_interval:
             return super().step(state, batch, guide)
@@ -141,8 +141,8 @@ class Instruct(ZO):
         return self.guided_step(state, batch, guide)
 
     def guided_step(self, state, batch, guide):
-        from zo.guidance import GuidedDirections
-        from zo.objective import cosine
+        from zo.engine.guidance import GuidedDirections
+        from zo.engine.objective import cosine
 
         spec = state.spec
         _, gradient, passes = backpropagate_batch(state, guide)
@@ -172,7 +172,7 @@ class Frozen(Method):
         return 1
 
     def step(self, state, batch, guide):
-        from zo.objective import evaluate
+        from zo.engine.objective import evaluate
 
         state.learning_rate = 0.0  # what a log should say
         return StepReport(evaluate(state.objective(batch), state.ranks), forward_passes=1)

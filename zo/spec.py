@@ -5,18 +5,17 @@ and their suffixes in run names, the defaults and the documentation (docs/settin
 """
 
 import json
-import math
 import re
-from bisect import bisect_right
-from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from zo.dataset import DatasetSpec
+from zo.data.dataset import DatasetSpec
 from zo.errors import UserError, suggest, unknown
+from zo.fields import Integer, Number, axis, common, describe
+from zo.lengths import LENGTHS, total_steps
 from zo.methods import METHODS, uses_backprop
 from zo.sizes import (
     ARCHITECTURES,
@@ -29,38 +28,6 @@ from zo.sizes import (
     validate_scope,
 )
 from zo.step import plain_sgd
-
-LENGTHS = ("max_steps", "epochs", "max_tokens", "max_forwards")
-
-
-def _reject_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("should be a number, not true or false")
-    return value
-
-
-def _read_whole(value: Any) -> Any:
-    """Take any spelling of a whole number: 1e3 is text to YAML 1.1, and no int to Python."""
-    if isinstance(value, str) and "e" in value.lower():
-        with suppress(ValueError):
-            number = float(value)
-            return int(number) if number.is_integer() else value
-    return _reject_bool(value)
-
-
-Integer = Annotated[int, BeforeValidator(_read_whole)]
-Number = Annotated[float, BeforeValidator(_reject_bool), Field(allow_inf_nan=False)]
-
-
-def axis(default: Any, description: str, suffix: str | None = None, **limits: Any) -> Any:
-    """Declare a setting that may differ between the runs of a study; ``suffix`` marks it in names."""
-    extra = {"axis": True, "suffix": suffix}
-    return Field(default, description=description, json_schema_extra=extra, **limits)
-
-
-def common(default: Any, description: str, **limits: Any) -> Any:
-    """Declare a setting that is one value for all runs of a study."""
-    return Field(default, description=description, json_schema_extra={"axis": False}, **limits)
 
 
 class RunSpec(BaseModel):
@@ -313,29 +280,6 @@ def _check_half_weights(spec: RunSpec) -> None:
         )
 
 
-def describe(error: ValidationError, model: type[BaseModel] = RunSpec) -> str:
-    """One line for pydantic's first complaint: the key, the value, what is allowed."""
-    first = error.errors()[0]
-    if first["type"] == "value_error" and isinstance(first["ctx"]["error"], UserError):
-        return str(first["ctx"]["error"])
-    key = ".".join(str(part) for part in first["loc"][:1])
-    if first["type"] == "extra_forbidden":
-        return f"unknown setting {key!r}: {suggest(key, model.model_fields)}"
-    if first["type"] == "missing":
-        return f"{key}: missing"
-    if first["type"] == "literal_error":
-        allowed = re.findall(r"'([^']+)'", first["ctx"]["expected"])
-        return f"unknown {key} {first['input']!r}: {suggest(first['input'], allowed)}"
-    kind = first["type"].partition("_")[0]  # int_parsing, float_type, bool_parsing, int_from_float ...
-    told = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    reason = f"must be {KINDS[kind]}" if kind in KINDS else told
-    return f"{key}: {first['input']!r} is not allowed: it {reason}"
-
-
-KINDS = {"int": "an integer", "float": "a number", "bool": "a boolean, true or false", "string": "a string"}
-"""What pydantic's complaints about a value's type begin with, in words."""
-
-
 def format_number(value: float) -> str:
     """The one spelling of a number in names: shortest mantissa, signed two-digit exponent (2.5e-04)."""
     _, digits, exponent = Decimal(repr(float(value))).normalize().as_tuple()
@@ -406,38 +350,3 @@ def guide_dataset_spec(spec: RunSpec) -> DatasetSpec:
         return own
     trained = own if spec.tokenizer == "bpe" else None
     return replace(own, dataset=spec.bp_dataset, revision=None, text_column=None, tokenizer_of=trained)
-
-
-def total_steps(spec: RunSpec, steps_per_epoch: int | None = None) -> int:
-    """Length of the run in steps, whichever way the spec gives it. Raises UserError where they are too few.
-
-    ``steps_per_epoch`` is the corpus's, for lengths in epochs.
-    """
-    key = next(key for key in LENGTHS if getattr(spec, key))
-    match key:
-        case "max_steps":
-            steps = spec.max_steps
-        case "epochs":
-            steps = math.floor(spec.epochs * steps_per_epoch)
-        case "max_tokens":
-            steps = int(spec.max_tokens // (spec.batch_size * spec.block_size))
-        case "max_forwards":
-            steps = _steps_within(spec)
-    least = METHODS[spec.mode].least_steps(spec)
-    if steps < least:
-        few = "not one step" if least == 1 else f"{steps} steps, not the {least} that its phases need,"
-        fit = "fits" if least == 1 else "fit"
-        raise UserError(f"{key}: {getattr(spec, key):g} is not allowed: {few} of {spec.name} {fit} in it")
-    return steps
-
-
-def _steps_within(spec: RunSpec) -> int:
-    """Steps whose forward passes stay within ``max_forwards``; their cost repeats with the method's cycle."""
-    method = METHODS[spec.mode]
-
-    def cost(steps: int) -> int:
-        return sum(method.forward_passes(spec, step, steps) for step in range(1, steps + 1))
-
-    cycle = method.cycle(spec)
-    cycles, left = divmod(int(spec.max_forwards), cost(cycle))
-    return cycles * cycle + bisect_right(range(1, cycle), left, key=cost)

@@ -9,16 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from zo.ranks import ALONE, Ranks
+from zo.distributed.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     import torch
 
-    from zo.directions import Directions
-    from zo.estimate import Estimate
-    from zo.objective import Objective
-    from zo.plan import Plan
-    from zo.replica import Replica
+    from zo.engine.directions import Directions
+    from zo.engine.estimate import Estimate
+    from zo.engine.objective import Objective
+    from zo.engine.plan import Plan
+    from zo.engine.replica import Replica
     from zo.spec import RunSpec
 
 
@@ -117,7 +117,7 @@ class Method:
 
 def make_directions(state: State):
     """The step's directions, by the run's family."""
-    from zo.noise import make_noise
+    from zo.engine.noise import make_noise
 
     spec = state.spec
     return make_noise(spec.direction_family, spec.seed, state.step, state.parameters, spec.rank)
@@ -125,7 +125,7 @@ def make_directions(state: State):
 
 def backpropagate_batch(state: State, blocks: torch.Tensor) -> tuple[float, list[torch.Tensor], int]:
     """Loss of the blocks, [B, T + 1], its gradient in the state's parameters, and the passes this took."""
-    from zo.objective import backpropagate, sum_gradients
+    from zo.engine.objective import backpropagate, sum_gradients
 
     shared = state.replica.sum_gradients if state.replica else sum_gradients
     parts = state.spec.gradient_accumulation
@@ -134,7 +134,7 @@ def backpropagate_batch(state: State, blocks: torch.Tensor) -> tuple[float, list
 
 def make_estimate(state: State, batch: torch.Tensor, directions: Directions | None = None) -> Estimate:
     """The run's estimate on ``batch``, [B, T + 1], along its family's directions if none are given."""
-    from zo.estimate import estimate_gradient
+    from zo.engine.estimate import estimate_gradient
 
     spec = state.spec
     return estimate_gradient(
@@ -175,10 +175,10 @@ def descend(state: State, direction: Estimate | list[torch.Tensor]) -> Callable[
     Plain SGD applies an estimate in its compact form, one parameter's noise at a time; every other
     optimizer is torch's own and reads a dense gradient. Weights in bf16 are updated here in any case.
     """
-    from zo.estimate import Estimate
-    from zo.objective import dense_norm
+    from zo.engine.estimate import Estimate
+    from zo.engine.objective import dense_norm
+    from zo.engine.rounding import add_, make_rounding
     from zo.optimizers import set_learning_rate
-    from zo.rounding import add_, make_rounding
 
     store_ = make_rounding(state.spec.weights, state.spec.seed, state.step)
     if isinstance(direction, Estimate) and plain_sgd(state.spec):

@@ -11,22 +11,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from zo.dataset import DatasetSpec
+from zo.data.dataset import DatasetSpec
 from zo.errors import UserError, suggest, unknown
+from zo.fields import Integer, Number, describe
+from zo.lengths import LENGTHS
 from zo.methods import METHODS
 from zo.sizes import parse_scope, validate_scope
-from zo.spec import (
-    AXES,
-    LENGTHS,
-    Integer,
-    Number,
-    RunSpec,
-    dataset_spec,
-    describe,
-    guide_dataset_spec,
-    parse_name,
-    uses,
-)
+from zo.spec import AXES, RunSpec, dataset_spec, guide_dataset_spec, parse_name, uses
 
 PLURAL = {
     "mode": "modes",

@@ -12,7 +12,7 @@ import slurm_lab
 from real_sweep import STUDY, Sweep
 
 from zo.errors import UserError
-from zo.slurm import choose_status_command
+from zo.sweep.slurm import choose_status_command
 
 HOLDER = """
 import sys, time

@@ -13,7 +13,7 @@ from real_sweep import STUDY, Sweep
 from small_runs import everything
 
 from zo.files import read_json
-from zo.footprint import job_memory_mb, job_minutes
+from zo.planning.footprint import job_memory_mb, job_minutes
 from zo.study import load_study
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

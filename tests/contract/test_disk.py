@@ -8,7 +8,7 @@ import pytest
 from small_runs import everything, run_zo, small_spec, train_command, write_corpus
 
 from zo.causes import TRY_AGAIN
-from zo.record import RunFiles
+from zo.training.record import RunFiles
 
 SMALL_DISK = """
 set -e

@@ -9,10 +9,10 @@ import time
 import pytest
 from small_runs import everything, run_zo, small_spec, train_command, write_corpus
 
-from zo.checkpoint import load_checkpoint
 from zo.methods import METHODS
 from zo.optimizers import OPTIMIZERS
-from zo.record import RunFiles
+from zo.training.checkpoint import load_checkpoint
+from zo.training.record import RunFiles
 
 # Momentum, moments and step counters are what a resume can lose; each method gets another rule.
 EACH = itertools.cycle([{"optimizer": name} for name in OPTIMIZERS] + [{"momentum": 0.9}])

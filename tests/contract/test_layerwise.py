@@ -10,13 +10,20 @@ from hypothesis import strategies as st
 from small_runs import everything, run_zo, small_spec, write_corpus
 
 from zo.errors import UserError
-from zo.footprint import checkpoint_bytes, count_parameters, count_passes, memory_bytes, trained_at_once
+from zo.lengths import total_steps
 from zo.methods import METHODS
-from zo.record import RunFiles
-from zo.run import Run, build_run
+from zo.planning.footprint import (
+    checkpoint_bytes,
+    count_parameters,
+    count_passes,
+    memory_bytes,
+    trained_at_once,
+)
 from zo.sizes import ARCHITECTURES
-from zo.spec import RunSpec, total_steps
-from zo.train import train
+from zo.spec import RunSpec
+from zo.training.record import RunFiles
+from zo.training.run import Run, build_run
+from zo.training.train import train
 
 MODES = ["LayerwiseFO", "LayerwiseZO", "LayerwiseFrozen"]
 STEPS = 7

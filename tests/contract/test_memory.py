@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from small_runs import read_rows, run_zo, small_spec, train_command, write_corpus
 
-from zo.attempt import Attempt, halve_memory
 from zo.causes import TRY_AGAIN
 from zo.errors import UserError
-from zo.record import RunFiles
-from zo.train import Run, train
+from zo.training.attempt import Attempt, halve_memory
+from zo.training.record import RunFiles
+from zo.training.train import Run, train
 
 LARGE = {"block_size": 256, "validation_block_size": 8, "max_steps": 3, "checkpoint_interval": 1}
 ZO = {"mode": "ZO", "batch_size": 8, "query_budget_q": 8, "parallel_batch_size": 8} | LARGE
@@ -25,12 +25,12 @@ LIMITED = """
 import os, resource, signal, sys
 from pathlib import Path
 import torch
-from zo import philox
+from zo.engine import philox
 from zo.errors import UserError
-from zo.estimate import Estimate
-from zo.run import build_run
+from zo.engine.estimate import Estimate
+from zo.training.run import build_run
 from zo.spec import RunSpec
-from zo.train import train
+from zo.training.train import train
 
 spec, results = RunSpec.from_json(sys.argv[1]), Path(sys.argv[2])
 build_run(spec, results / "cache", torch.device("cpu"))  # so that what is measured now is all but the steps
@@ -291,7 +291,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_keeps_its_plan_whatever_is
     plans = []
     for free, fails in ((2**34, True), (1, False)):
         with monkeypatch.context() as patch:
-            patch.setattr("zo.run.free_memory", lambda device, free=free: free)
+            patch.setattr("zo.training.run.free_memory", lambda device, free=free: free)
             if fails:
                 patch.setattr(Run, "take_step", lambda run: 1 / 0)
                 with pytest.raises(ZeroDivisionError):

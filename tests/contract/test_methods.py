@@ -18,15 +18,15 @@ import reference
 import torch
 from safetensors.torch import load_file
 
-from zo.checkpoint import Checkpoint
+from zo.engine.noise import make_noise
 from zo.errors import UserError
-from zo.loop import HIGH_STEPS, Interrupted, step_to_end
 from zo.methods import METHODS
-from zo.noise import make_noise
 from zo.optimizers import OPTIMIZERS
-from zo.record import RunFiles
 from zo.spec import RunSpec, dataset_spec, guide_dataset_spec
-from zo.train import Run, build_run, train
+from zo.training.checkpoint import Checkpoint
+from zo.training.loop import HIGH_STEPS, Interrupted, step_to_end
+from zo.training.record import RunFiles
+from zo.training.train import Run, build_run, train
 
 STEPS, INTERVAL = 7, 3
 CPU = torch.device("cpu")
@@ -509,7 +509,7 @@ def test_the_ledger_counts_the_passes_that_were_really_made(build, shared, mode,
 
 def test_the_clock_waits_for_the_device_before_what_is_no_training(build, monkeypatch):
     run, waited = build("ZO", log_interval=3, validation_interval=4, checkpoint_interval=5), []
-    monkeypatch.setattr("zo.run.settle", lambda _: waited.append(run.ledger.step + 1))
+    monkeypatch.setattr("zo.training.run.settle", lambda _: waited.append(run.ledger.step + 1))
     for _ in range(run.total):
         run.take_step()
     due = [step for step in range(1, run.total + 1) if step % 3 == 0 or step % 4 == 0 or step % 5 == 0]
@@ -586,7 +586,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from zo.spec import RunSpec
-from zo.train import Run, train
+from zo.training.train import Run, train
 take_step = Run.take_step
 def killed(run):
     report = take_step(run)
@@ -691,7 +691,7 @@ def test_the_plan_that_auto_chose_is_kept_when_a_run_resumes(
 ):
     spec, folder = make_spec("ZO", query_budget_q=5), results()
     files = crash_in_step_6(spec, folder)
-    monkeypatch.setattr("zo.plan.CPU_LOGITS_BYTES", 1)  # auto would now choose one direction in flight
+    monkeypatch.setattr("zo.engine.plan.CPU_LOGITS_BYTES", 1)  # auto would now choose one direction in flight
     before = json.loads((files.folder / "spec.json").read_text())
     assert before["plan"] == "parallel"
     assert train(spec, folder).status == "done"
@@ -726,7 +726,7 @@ def test_a_run_that_goes_on_holds_no_copy_of_its_checkpoint(make_spec, results, 
         held.append((run.ledger.step, sum(type(each) is Checkpoint for each in gc.get_objects())))
         return step_to_end(run, files, logs)
 
-    monkeypatch.setattr("zo.train.step_to_end", look)
+    monkeypatch.setattr("zo.training.train.step_to_end", look)
     assert train(spec, folder).status == "done"
     assert held == [(4, 0)]
 

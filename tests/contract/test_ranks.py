@@ -13,22 +13,25 @@ import pytest
 from small_runs import OWN, everything, run_zo, small_spec, train_command, write_corpus
 
 from zo.causes import TRY_AGAIN
-from zo.checkpoint import load_checkpoint
 from zo.methods import METHODS
-from zo.record import RunFiles
-from zo.train import train
+from zo.training.checkpoint import load_checkpoint
+from zo.training.record import RunFiles
+from zo.training.train import train
 
 SCRIPT = Path(__file__).parents[1] / "rank_script.py"
 SEQUENTIAL = {"query_budget_q": 3, "plan": "sequential", "parallel_batch_size": 1, "max_steps": 6}
 
 
 def start_ranks(count: int, *words, launcher: str = "launch") -> subprocess.CompletedProcess:
-    """Run tests/rank_script.py as so many ranks, by zo/launch.py or by torchrun itself."""
+    """Run tests/rank_script.py as so many ranks, by zo/distributed/launch.py or by torchrun itself."""
     command = [str(SCRIPT), *map(str, words)]
     if launcher == "torchrun":
         command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}", *command]
     else:
-        code = "import sys; from zo.launch import launch; sys.exit(launch(int(sys.argv[1]), sys.argv[2:]))"
+        code = (
+            "import sys; from zo.distributed.launch import launch;"
+            " sys.exit(launch(int(sys.argv[1]), sys.argv[2:]))"
+        )
         command = [sys.executable, "-c", code, str(count), sys.executable, *command]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
 

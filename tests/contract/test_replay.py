@@ -8,14 +8,14 @@ import torch
 from safetensors.torch import load_file
 from small_runs import run_zo, small_spec, write_corpus
 
-from zo.checkpoint import read_checkpoint
 from zo.errors import UserError
 from zo.methods import METHODS, ZO
 from zo.optimizers import OPTIMIZERS
-from zo.record import RunFiles
-from zo.replay import replay
 from zo.step import Method, descend, make_estimate, report_estimate
-from zo.train import train
+from zo.training.checkpoint import read_checkpoint
+from zo.training.record import RunFiles
+from zo.training.replay import replay
+from zo.training.train import train
 
 RULES = [{"optimizer": name} for name in OPTIMIZERS]
 RULES += [

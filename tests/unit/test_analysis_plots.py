@@ -9,8 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from zo.analysis.pareto import measure_pareto
 from zo.analysis.plots import FIGURES, write_plots
+from zo.analysis.runs import read_logs, summarize_runs
 from zo.analysis.stats import name_method
-from zo.analysis.table import read_logs, summarize_runs
 from zo.errors import UserError
 
 ALWAYS = [

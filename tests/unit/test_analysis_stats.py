@@ -8,7 +8,7 @@ from made_runs import START, true_val_loss, write_run, write_sweep
 
 from zo.analysis import curves, stats
 from zo.analysis.curve_plots import predict_cosine
-from zo.analysis.table import read_logs, summarize_runs
+from zo.analysis.runs import read_logs, summarize_runs
 
 
 def load(folder):

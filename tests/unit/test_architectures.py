@@ -11,10 +11,10 @@ import torch.nn.functional as F
 import transformers
 from transformers import AutoModelForCausalLM
 
-from zo.estimate import estimate_gradient
-from zo.noise import make_noise
-from zo.objective import Objective
-from zo.plan import Plan
+from zo.engine.estimate import estimate_gradient
+from zo.engine.noise import make_noise
+from zo.engine.objective import Objective
+from zo.engine.plan import Plan
 
 VOCABULARY, BATCH, LENGTH, Q, SEED, STEP = 50, 2, 7, 3, 11, 5
 EPS = 1e-2  # spreads the members' losses over hundreds of tolerances
@@ -175,7 +175,7 @@ class UsedTwice(torch.nn.Module):
 @pytest.mark.parametrize("name", ["gpt2", "qwen3", "used twice"])
 def test_outputs_kept_from_pass_to_pass_hold_each_members_own_results(monkeypatch, name, rank):
     """Large outputs are written where the last pass wrote them; here every output counts as large."""
-    monkeypatch.setattr("zo.scratch.LARGE", 1)
+    monkeypatch.setattr("zo.engine.scratch.LARGE", 1)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = UsedTwice().double() if name == "used twice" else build(name, True, torch.float64)
@@ -232,7 +232,7 @@ def test_a_batch_that_does_not_divide_among_its_directions_is_an_error(kind):
 def test_a_sharded_pass_reads_each_sequence_once_a_sign():
     model, batch, seen = build("gpt2", tied=True), make_batch(rows=8), []
     noise = make_noise("lowrank", SEED, STEP, list(model.parameters()))
-    member_losses(model, noise, Plan("parallel", 8), batch=batch)  # the model is tried: zo/sharing.py
+    member_losses(model, noise, Plan("parallel", 8), batch=batch)  # the model is tried: zo/engine/sharing.py
     model.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
     )
@@ -260,7 +260,7 @@ def mamba():
 def test_a_model_of_other_operations_gets_one_warning_the_sequential_plan_and_the_right_result(
     monkeypatch, make, operation, family, rank
 ):
-    monkeypatch.setattr("zo.estimate._unsupported", set())
+    monkeypatch.setattr("zo.engine.estimate._unsupported", set())
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(make()).eval()

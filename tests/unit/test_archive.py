@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from made_runs import write_beside, write_crash, write_run
 
-from zo.archive import list_members, pack
 from zo.cli import main
 from zo.errors import UserError
 from zo.files import write_json
+from zo.sweep.archive import list_members, pack
 
 
 @pytest.fixture

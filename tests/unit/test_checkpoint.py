@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from zo.checkpoint import (
+from zo.training.checkpoint import (
     KEPT,
     Checkpoint,
     digest,
@@ -197,7 +197,7 @@ def test_a_checkpoint_costs_no_copy_of_itself_in_memory(tmp_path):
     """Else it would be the largest thing in a ZO run's memory, and in what its CSV says of it."""
     measure = """
 import pathlib, sys, torch
-from zo.checkpoint import Checkpoint, write_checkpoint
+from zo.training.checkpoint import Checkpoint, write_checkpoint
 def peak():
     [line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
     return int(line.split()[1]) / 1024
@@ -235,6 +235,6 @@ def test_a_checkpoint_that_cannot_be_read_now_is_no_damaged_one(tmp_path, monkey
     def stale(*_, **__):
         raise OSError(errno.ESTALE, "Stale file handle", "step-1")
 
-    monkeypatch.setattr("zo.checkpoint.safe_open", stale)
+    monkeypatch.setattr("zo.training.checkpoint.safe_open", stale)
     with pytest.raises(OSError, match="Stale file handle"):
         load_checkpoint(tmp_path)

@@ -10,7 +10,7 @@ from scipy.stats import ttest_1samp, ttest_rel
 from zo.analysis.claims import COLUMNS, judge_claims, write_claims
 from zo.analysis.claims_arms import Arm, Budget, Evidence, refine_minimum
 from zo.analysis.claims_rules import CLAIMS, VARIANCE_MARGIN
-from zo.analysis.table import read_logs, summarize_runs
+from zo.analysis.runs import read_logs, summarize_runs
 from zo.errors import UserError
 
 NAMES = [claim.name for claim in CLAIMS]

@@ -16,12 +16,13 @@ import yaml
 from made_runs import write_run
 from small_runs import fail
 
-from zo import cli, sweep
+from zo import cli
 from zo.cli import main
-from zo.dataset import open_cache
-from zo.ranks import ALONE
+from zo.data.dataset import open_cache
+from zo.distributed.ranks import ALONE
 from zo.spec import AXES, RunSpec
 from zo.study import PLURAL, Workflow, load_study, read_study
+from zo.sweep import start as sweep
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
@@ -84,7 +85,7 @@ def trained(monkeypatch):
     def train(spec, results, **keywords):
         calls.append((spec, results, keywords))
 
-    monkeypatch.setitem(sys.modules, "zo.train", SimpleNamespace(train=train))
+    monkeypatch.setitem(sys.modules, "zo.training.train", SimpleNamespace(train=train))
     for library in ("OMP", "MKL", "OPENBLAS", "RAYON"):
         monkeypatch.setenv(f"{library}_NUM_THREADS", "1")
     return calls
@@ -188,7 +189,7 @@ def test_a_full_disk_is_status_75_and_one_line(trained, monkeypatch, capsys):
     def fill(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device", "step-1.safetensors")
 
-    monkeypatch.setattr(sys.modules["zo.train"], "train", fill)
+    monkeypatch.setattr(sys.modules["zo.training.train"], "train", fill)
     assert main(["train", "--mode", "ZO"]) == 75
     assert "step-1.safetensors" in capsys.readouterr().err
     (log,) = Path("results/job_logs").iterdir()
@@ -199,7 +200,7 @@ def test_a_run_that_breaks_is_status_1_with_its_traceback_in_the_log(trained, mo
     def explode(*_, **__):
         raise RuntimeError("boom")
 
-    monkeypatch.setattr(sys.modules["zo.train"], "train", explode)
+    monkeypatch.setattr(sys.modules["zo.training.train"], "train", explode)
     assert main(["train", "--mode", "ZO"]) == 1
     (log,) = Path("results/job_logs").iterdir()
     assert log.read_text().splitlines()[-1] == "RuntimeError: boom"

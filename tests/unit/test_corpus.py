@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zo.corpus import DATASETS, Document, cut_last_bytes, find_source, is_held_out, join_articles
-from zo.dataset import DatasetSpec, build_cache, open_cache
+from zo.data.corpus import DATASETS, Document, cut_last_bytes, find_source, is_held_out, join_articles
+from zo.data.dataset import DatasetSpec, build_cache, open_cache
+from zo.data.textfiles import file_documents, strip_markdown
 from zo.errors import UserError
-from zo.textfiles import file_documents, strip_markdown
 
 COSMOPEDIA = {
     "prompt": "Write",

@@ -15,8 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import zo.dataset
-from zo.dataset import DatasetSpec, TokenCache, build_cache, open_cache
+import zo.data.dataset
+from zo.data.dataset import DatasetSpec, TokenCache, build_cache, open_cache
 from zo.errors import UserError
 from zo.files import try_hold
 
@@ -77,7 +77,7 @@ def test_documents_are_joined_by_end_of_text_and_decode_to_the_corpus(shakespear
 
 def test_opening_a_cache_pulls_in_no_heavy_library(shakespeare):
     code = (
-        "import sys; from zo.dataset import *; open_cache(sys.argv[1]); DatasetSpec().folder_name();"
+        "import sys; from zo.data.dataset import *; open_cache(sys.argv[1]); DatasetSpec().folder_name();"
         "print({'torch', 'datasets', 'transformers', 'pyarrow', 'tokenizers'} & set(sys.modules))"
     )
     out = subprocess.check_output([sys.executable, "-c", code, str(shakespeare)], text=True)
@@ -92,11 +92,11 @@ def test_a_cache_is_the_same_bytes_on_every_build(corpus, tmp_path):
 
 
 def test_the_vocabulary_is_learnt_from_training_documents_alone(corpus, tmp_path, monkeypatch):
-    import zo.dataset
+    import zo.data.dataset
 
-    spec, seen, real = DatasetSpec(str(corpus)), [], zo.dataset.make_tokenizer
+    spec, seen, real = DatasetSpec(str(corpus)), [], zo.data.dataset.make_tokenizer
     monkeypatch.setattr(
-        zo.dataset, "make_tokenizer", lambda *how: real(*how[:2], seen.append(list(how[2])) or seen[0])
+        zo.data.dataset, "make_tokenizer", lambda *how: real(*how[:2], seen.append(list(how[2])) or seen[0])
     )
     build_cache(spec, tmp_path / "c", progress=False)
     parts = list(spec.source().split_documents())
@@ -107,13 +107,13 @@ def test_the_vocabulary_is_learnt_from_training_documents_alone(corpus, tmp_path
 def test_a_built_cache_is_returned_at_once(corpus, tmp_path, monkeypatch):
     spec = DatasetSpec(str(corpus))
     folder = build_cache(spec, tmp_path / "c", progress=False)
-    monkeypatch.setattr("zo.dataset.make_tokenizer", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr("zo.data.dataset.make_tokenizer", lambda *_: pytest.fail("built again"))
     assert build_cache(spec, tmp_path / "c") == folder
 
 
 def test_two_processes_building_at_once_leave_one_whole_cache(corpus, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from zo.dataset import *;"
+        "import sys; from pathlib import Path; from zo.data.dataset import *;"
         "build_cache(DatasetSpec(sys.argv[1], tokenizer='bytes'), Path(sys.argv[2]))"
     )
     command = [sys.executable, "-c", code, str(corpus), str(tmp_path / "c")]
@@ -125,9 +125,9 @@ def test_two_processes_building_at_once_leave_one_whole_cache(corpus, tmp_path):
 
 
 def test_the_builder_that_finishes_second_discards_its_own(corpus, tmp_path, monkeypatch):
-    import zo.dataset
+    import zo.data.dataset
 
-    spec, real = DatasetSpec(str(corpus), tokenizer="bytes"), zo.dataset._write_cache
+    spec, real = DatasetSpec(str(corpus), tokenizer="bytes"), zo.data.dataset._write_cache
 
     def write_while_another_finishes(spec, folder, progress):
         real(spec, folder, progress)
@@ -137,7 +137,7 @@ def test_the_builder_that_finishes_second_discards_its_own(corpus, tmp_path, mon
             real(spec, other, progress)
             (other / "timings.json").write_text("the other's")
 
-    monkeypatch.setattr(zo.dataset, "_write_cache", write_while_another_finishes)
+    monkeypatch.setattr(zo.data.dataset, "_write_cache", write_while_another_finishes)
     folder = build_cache(spec, tmp_path / "c", progress=False)
     assert (folder / "timings.json").read_text() == "the other's"
     assert list((tmp_path / "c").iterdir()) == [folder]
@@ -145,7 +145,7 @@ def test_the_builder_that_finishes_second_discards_its_own(corpus, tmp_path, mon
 
 def test_a_build_that_fails_leaves_nothing_to_read(corpus, tmp_path, monkeypatch):
     spec = DatasetSpec(str(corpus))
-    monkeypatch.setattr("zo.dataset._describe", lambda *_: 1 / 0)
+    monkeypatch.setattr("zo.data.dataset._describe", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         build_cache(spec, tmp_path / "c", progress=False)
     assert list((tmp_path / "c").iterdir()) == []
@@ -194,8 +194,8 @@ def test_a_builder_holds_its_folder_while_it_builds(corpus, tmp_path, monkeypatc
         os.close(descriptor)
         write(spec, folder, progress)
 
-    write = zo.dataset._write_cache
-    monkeypatch.setattr(zo.dataset, "_write_cache", look)
+    write = zo.data.dataset._write_cache
+    monkeypatch.setattr(zo.data.dataset, "_write_cache", look)
     build_cache(DatasetSpec(str(corpus), tokenizer="bytes"), tmp_path / "c", progress=False)
     assert held == [True]
 
@@ -279,8 +279,8 @@ def test_the_key_changes_with_whatever_shapes_the_tokens_and_nothing_else(corpus
 
 
 def test_a_very_large_file_is_known_by_its_size_and_time(corpus, monkeypatch):
-    monkeypatch.setattr("zo.textfiles.HASHED_BYTES", 10)
-    from zo.textfiles import fingerprint
+    monkeypatch.setattr("zo.data.textfiles.HASHED_BYTES", 10)
+    from zo.data.textfiles import fingerprint
 
     [[_, size, digest]] = fingerprint(Path(corpus))
     assert (size, digest) == (corpus.stat().st_size, f"mtime {corpus.stat().st_mtime_ns}")
@@ -288,7 +288,7 @@ def test_a_very_large_file_is_known_by_its_size_and_time(corpus, monkeypatch):
 
 def test_a_packages_version_is_in_the_key(monkeypatch):
     before = DatasetSpec().key()
-    monkeypatch.setattr("zo.textfiles.version", lambda _: "99")
+    monkeypatch.setattr("zo.data.textfiles.version", lambda _: "99")
     assert DatasetSpec().key() != before
 
 

@@ -18,13 +18,13 @@ import torch
 from zo.cli import _hyphens, build_parser
 from zo.cli.training import read_spec
 from zo.errors import UserError
-from zo.footprint import memory_bytes
 from zo.methods import METHODS
-from zo.record import COLUMNS
+from zo.planning.footprint import memory_bytes
 from zo.spec import RunSpec
 from zo.study import load_study, read_study
-from zo.sweep import study_of
-from zo.sweep_record import begin_sweep
+from zo.sweep.start import study_of
+from zo.sweep.sweep_record import begin_sweep
+from zo.training.record import COLUMNS
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -105,15 +105,19 @@ def test_the_runs_in_the_readmes_table_are_the_claims_studys():
     assert (spec.architecture, spec.optimizer, spec.dataset) == ("llama", "sgd", "shakespeare")
 
 
-def test_the_repositorys_table_names_only_what_exists():
+def test_the_repositorys_table_names_what_exists_and_every_package_but_the_benchmarks():
     section = read("README.md").split("## What is in the repository")[1].split("\n## ")[0]
     rows = [line.split("|") for line in section.splitlines() if line.startswith("| `")]
-    assert len(rows) > 5
+    told = set()
     for _, paths, text, _ in rows:
         folders = re.findall(r"`([^`]+)`", paths)
         assert [path for path in folders if not (ROOT / path).exists()] == []
         modules = re.findall(r"`(\w+\.py)`", text)
-        assert [name for name in modules if not (ROOT / folders[0] / name).exists()] == []
+        known = [path.name for folder in folders for path in (ROOT / folder).glob("*.py")]
+        assert [name for name in modules if name not in known] == []
+        told.update(folders)
+    packages = {f"zo/{path.parent.name}/" for path in ROOT.glob("zo/*/__init__.py")}
+    assert packages - told == {"zo/bench/"}
 
 
 def test_the_library_example_runs_and_moves_the_parameters():
@@ -265,7 +269,9 @@ def test_every_path_of_the_repository_that_a_page_names_exists(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=name_page)
 def test_every_name_of_the_code_that_a_page_names_exists(page):
-    modules = {path.stem for path in (ROOT / "zo").glob("[a-z]*.py")}
+    doors = {"bench", "cli"}  # they hold namesakes
+    paths = [path.relative_to(ROOT) for path in (ROOT / "zo").rglob("[a-z]*.py")]
+    modules = {path.stem: path for path in paths if path.parts[1] not in doors}
     classes = {"Estimate": "estimate", "State": "step", "RunSpec": "spec", "GuidedDirections": "guidance"}
     for span in code_spans(page):
         first, *rest = re.sub(r"\(.*\)$", "", span).split(".")
@@ -275,7 +281,7 @@ def test_every_name_of_the_code_that_a_page_names_exists(page):
             rest = [first, *rest]
         elif first not in modules:
             continue
-        found = importlib.import_module(f"zo.{classes.get(first, first)}")
+        found = importlib.import_module(".".join(modules[classes.get(first, first)].with_suffix("").parts))
         for name in rest:
             fields = getattr(found, "__dataclass_fields__", {}) | getattr(found, "model_fields", {})
             known = name in fields or hasattr(found, name) or name in vars(found).get("__annotations__", {})
@@ -381,8 +387,8 @@ def produced(tmp_path_factory):
     from zo.analysis.plots import write_plots
     from zo.analysis.report import write_report
     from zo.analysis.summary import write_summary
-    from zo.crash import handle_crash
-    from zo.train import train
+    from zo.training.crash import handle_crash
+    from zo.training.train import train
 
     folder = tmp_path_factory.mktemp("produced")
     text = folder / "corpus.txt"
@@ -447,7 +453,7 @@ def test_every_key_of_the_json_files_is_described(produced, tmp_path, monkeypatc
 
 
 def test_the_method_of_the_example_trains_and_steps_by_the_rate_along_the_sign(sign_zo, corpus, tmp_path):
-    from zo.train import build_run, train
+    from zo.training.train import build_run, train
 
     settings = SETTINGS | {"max_steps": 3, "scope": "full", "learning_rate": 1e-3, "query_budget_q": 2}
     spec = RunSpec.make(mode="SignZO", dataset=corpus, **settings)

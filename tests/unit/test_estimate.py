@@ -22,11 +22,12 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from zo import directions, zo_gradient_estimator
-from zo.estimate import Estimate, estimate_gradient
-from zo.noise import Noise
-from zo.objective import Objective, backpropagate, cosine, dense_norm
-from zo.plan import Plan
+from zo import zo_gradient_estimator
+from zo.engine import directions
+from zo.engine.estimate import Estimate, estimate_gradient
+from zo.engine.noise import Noise
+from zo.engine.objective import Objective, backpropagate, cosine, dense_norm
+from zo.engine.plan import Plan
 
 EPS, SEED, STEP, VOCABULARY, BATCH, LENGTH = 1e-3, 11, 5, 50, 3, 7
 PLANS = [Plan("sequential"), *(Plan("parallel", chunk) for chunk in (1, 2, 3, 8))]

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from zo.checkpoint import KEPT
-from zo.footprint import (
+from zo.models import build_model, parameter_roles, select_scope
+from zo.models import count_parameters as count_built
+from zo.optimizers import build_optimizers, pack_state
+from zo.planning.footprint import (
     FLOOR_MINUTES,
     GPU_RATE,
     NOMINAL_TOKENS,
@@ -17,12 +19,10 @@ from zo.footprint import (
     memory_bytes,
     relative_cost,
 )
-from zo.models import build_model, parameter_roles, select_scope
-from zo.models import count_parameters as count_built
-from zo.optimizers import build_optimizers, pack_state
+from zo.planning.storage import CHECKPOINTS_KEPT
 from zo.sizes import ARCHITECTURES, SIZES
 from zo.spec import RunSpec
-from zo.storage import CHECKPOINTS_KEPT
+from zo.training.checkpoint import KEPT
 
 
 def make(mode="ZO", **settings) -> RunSpec:

@@ -10,12 +10,12 @@ import pytest
 from zo.cli import main
 from zo.errors import UserError
 from zo.files import write_json
-from zo.footprint import checkpoint_bytes, count_parameters
-from zo.forecast import START_S, forecast, schedule
-from zo.pace import Paces, class_of
-from zo.record import RunFiles
-from zo.storage import checkpoints_kept, scalar_bytes
+from zo.planning.footprint import checkpoint_bytes, count_parameters
+from zo.planning.forecast import START_S, forecast, schedule
+from zo.planning.pace import Paces, class_of
+from zo.planning.storage import checkpoints_kept, scalar_bytes
 from zo.study import load_study, read_study
+from zo.training.record import RunFiles
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = {

@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from zo import gpus
 from zo.errors import UserError
-from zo.gpus import choose_gpus, take_gpus, visible_gpus
+from zo.sweep import gpus
+from zo.sweep.gpus import choose_gpus, take_gpus, visible_gpus
 
-TAKE = "import sys, time; from zo.gpus import take_gpus\n"
+TAKE = "import sys, time; from zo.sweep.gpus import take_gpus\n"
 TAKE_AND_SLEEP = TAKE + "print(','.join(take_gpus(int(sys.argv[1]))), flush=True); time.sleep(60)"
 
 # 200 forked processes, 16 at a time. Each marks its ids with files that must not exist yet: a proof that
@@ -19,7 +19,7 @@ TAKE_AND_SLEEP = TAKE + "print(','.join(take_gpus(int(sys.argv[1]))), flush=True
 CROWD = """
 import glob, os, random, sys, time
 from types import SimpleNamespace
-from zo import gpus
+from zo.sweep import gpus
 real_sleep, SLOTS = time.sleep, int(os.environ[gpus.SLOTS])
 gpus.time = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: real_sleep(0.002))
 

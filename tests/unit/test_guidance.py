@@ -6,10 +6,10 @@ import pytest
 import reference
 import torch
 
-from zo.estimate import estimate_gradient
-from zo.guidance import GuidedDirections
-from zo.noise import Noise
-from zo.plan import Plan
+from zo.engine.estimate import estimate_gradient
+from zo.engine.guidance import GuidedDirections
+from zo.engine.noise import Noise
+from zo.engine.plan import Plan
 
 SHAPES = [(7, 5), (5,), (30, 4)]
 SEED, STEP, EPS = 3, 8, 1e-3

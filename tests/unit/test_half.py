@@ -12,11 +12,11 @@ import reference
 import torch
 import torch.nn.functional as F
 
-from zo.estimate import estimate_gradient
+from zo.engine.estimate import estimate_gradient
+from zo.engine.noise import make_noise
+from zo.engine.objective import Objective
+from zo.engine.plan import Plan
 from zo.models import build_model
-from zo.noise import make_noise
-from zo.objective import Objective
-from zo.plan import Plan
 from zo.spec import RunSpec
 
 EPS = RunSpec.make(mode="ZO", max_steps=1).epsilon

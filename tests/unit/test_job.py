@@ -8,8 +8,8 @@ import re
 
 import pytest
 
-from zo.job import append_event, recorded_job
-from zo.record import RunFiles
+from zo.training.job import append_event, recorded_job
+from zo.training.record import RunFiles
 
 WRITERS, LINES = 8, 200
 

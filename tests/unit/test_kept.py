@@ -5,16 +5,16 @@ import csv
 import pytest
 from small_runs import read_final, run_zo, small_spec, train_command, write_corpus
 
-import zo.loop
-from zo.checkpoint import checkpoint_path
+import zo.training.loop
 from zo.cli.flags import read_wholes
+from zo.engine.probe import ProbeSettings
 from zo.errors import UserError
 from zo.files import read_json
-from zo.probe import ProbeSettings
-from zo.probe_run import probe_run
-from zo.prune import prune
-from zo.record import RunFiles
-from zo.train import train
+from zo.sweep.prune import prune
+from zo.training.checkpoint import checkpoint_path
+from zo.training.probe_run import probe_run
+from zo.training.record import RunFiles
+from zo.training.train import train
 
 STEPS = (4, 5)
 QUICK = ProbeSettings(queries=(1,), epsilons=(1e-3,), directions=2)
@@ -70,7 +70,7 @@ def test_a_run_that_asks_for_none_keeps_none_and_writes_the_same(make):
 def test_a_killed_run_keeps_the_same_bits_when_it_goes_on(make, monkeypatch, written):
     """Killed at step 4: after its checkpoint, from which step 4 is not made again, or just before."""
     whole = read_kept(make("whole"))
-    save = zo.loop.save_checkpoint
+    save = zo.training.loop.save_checkpoint
 
     def die(folder, checkpoint):
         if checkpoint.step != 4:
@@ -79,7 +79,7 @@ def test_a_killed_run_keeps_the_same_bits_when_it_goes_on(make, monkeypatch, wri
             save(folder, checkpoint)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(zo.loop, "save_checkpoint", die)
+    monkeypatch.setattr(zo.training.loop, "save_checkpoint", die)
     with pytest.raises(KeyboardInterrupt):
         make()
     monkeypatch.undo()

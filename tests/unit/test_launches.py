@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from zo import estimate, members, noise
-from zo.estimate import estimate_gradient
-from zo.mezo import TunedMezo
-from zo.noise import make_noise
-from zo.objective import Objective
-from zo.plan import Plan
+from zo.bench.mezo import TunedMezo
+from zo.engine import estimate, members, noise
+from zo.engine.estimate import estimate_gradient
+from zo.engine.noise import make_noise
+from zo.engine.objective import Objective
+from zo.engine.plan import Plan
 
 LAYERS, BATCH, TOKENS = 9, 4, 64
 FREE = ("empty", "promote_types", "scalar_tensor", "arange")

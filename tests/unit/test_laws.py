@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
-from zo.estimate import estimate_gradient
-from zo.guidance import GuidedDirections
+from zo.engine.estimate import estimate_gradient
+from zo.engine.guidance import GuidedDirections
+from zo.engine.noise import Noise, make_noise
+from zo.engine.objective import Objective
+from zo.engine.plan import Plan
 from zo.models import build_model
-from zo.noise import Noise, make_noise
-from zo.objective import Objective
-from zo.plan import Plan
 
 N, Z = 1000, 4.0
 FAMILIES = ["gaussian", "rademacher", "lowrank1", "lowrank2"]  # and the rank

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from live_bytes import LiveBytes
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from zo import directions
-from zo.estimate import Estimate, estimate_gradient
-from zo.noise import CONTROL, LowRankNoise, Noise, make_noise
-from zo.objective import Objective
-from zo.plan import Plan
+from zo.engine import directions
+from zo.engine.estimate import Estimate, estimate_gradient
+from zo.engine.noise import CONTROL, LowRankNoise, Noise, make_noise
+from zo.engine.objective import Objective
+from zo.engine.plan import Plan
 
 SHAPES = [(4, 3), (5,), (2, 6), (3, 4)]
 M, N = 4, 3

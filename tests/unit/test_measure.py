@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from zo.measure import time_steps
 from zo.methods import METHODS
+from zo.planning.measure import time_steps
 from zo.spec import RunSpec
 
 CPU = torch.device("cpu")
@@ -38,14 +38,14 @@ def test_of_several_ranks_it_is_the_share_of_one():
 def test_a_period_is_the_mean_of_its_steps(monkeypatch):
     taken = []
     monkeypatch.setattr(
-        "zo.measure._time_step", lambda state, step, batch, guide: taken.append(step) or float(step)
+        "zo.planning.measure._time_step", lambda state, step, batch, guide: taken.append(step) or float(step)
     )
     assert time_steps(make("Calibrate", bp_interval=4), CPU, 1) == [(3 * 1 + 4) / 4]
     assert taken == [1, 1, 4]
 
 
 def test_a_slow_class_is_timed_once(monkeypatch):
-    monkeypatch.setattr("zo.measure.ENOUGH_S", 0.0)
+    monkeypatch.setattr("zo.planning.measure.ENOUGH_S", 0.0)
     assert len(time_steps(make("Frozen"), CPU, 50)) == 1
 
 

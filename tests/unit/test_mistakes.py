@@ -5,9 +5,9 @@ from small_runs import SETTINGS, fail, write_corpus
 
 from zo.cli import main
 from zo.errors import UserError
-from zo.run import pick_device
 from zo.spec import RunSpec
-from zo.train import train
+from zo.training.run import pick_device
+from zo.training.train import train
 
 
 @pytest.fixture(autouse=True)

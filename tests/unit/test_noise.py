@@ -13,8 +13,8 @@ import pytest
 import torch
 from scipy import stats
 
-from zo import directions, noise
-from zo.noise import CONTROL, Noise, make_noise, mix
+from zo.engine import directions, noise
+from zo.engine.noise import CONTROL, Noise, make_noise, mix
 
 N = 40_000
 DENSE = ("gaussian", "rademacher")  # tests/unit/test_lowrank.py has the third

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from zo.files import write_json
-from zo.footprint import BACKWARD_COST, PASS_S, step_work
-from zo.pace import Paces, class_of, classes, given_flops, paces_of, read_finished
-from zo.record import COLUMNS, RunFiles
+from zo.planning.footprint import BACKWARD_COST, PASS_S, step_work
+from zo.planning.pace import Paces, class_of, classes, given_flops, paces_of, read_finished
 from zo.spec import RunSpec
+from zo.training.record import COLUMNS, RunFiles
 
 
 def make(mode="ZO", **settings) -> RunSpec:

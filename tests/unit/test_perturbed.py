@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from zo import directions
-from zo.members import DenseMembers
-from zo.noise import Noise
-from zo.perturbed import Perturbed, UnsupportedOperation
-from zo.scratch import Scratch
+from zo.engine import directions
+from zo.engine.members import DenseMembers
+from zo.engine.noise import Noise
+from zo.engine.perturbed import Perturbed, UnsupportedOperation
+from zo.engine.scratch import Scratch
 
 NOISE = Noise("gaussian", 1, 2)
 QUERIES, SCALES = [0, 3], [0.5, -0.25]

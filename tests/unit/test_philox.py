@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zo import philox
+from zo.engine import philox
 
 KINDS = [philox.GAUSSIAN, philox.SIGNS, philox.SIXTEEN_BITS]
 LARGE = 2**18 + 77  # several parts, so several threads

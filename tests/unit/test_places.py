@@ -5,11 +5,11 @@ import subprocess
 import pytest
 import torch
 
-from zo import launch
 from zo.causes import TRY_AGAIN
+from zo.distributed import launch
+from zo.distributed.place import Place, find_place
+from zo.distributed.ranks import ALONE, Ranks, join
 from zo.errors import UserError
-from zo.place import Place, find_place
-from zo.ranks import ALONE, Ranks, join
 from zo.spec import RunSpec, parse_name
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}

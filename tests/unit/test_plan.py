@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zo.plan import CPU_LOGITS_BYTES, CPU_TOKENS, MOST_IN_FLIGHT, Plan, decide_plan
+from zo.engine.plan import CPU_LOGITS_BYTES, CPU_TOKENS, MOST_IN_FLIGHT, Plan, decide_plan
 
 
 def decide(kind="auto", in_flight=None, *, q=8, signs=2, tokens=256, vocab_size=512) -> Plan:

@@ -11,19 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from zo import preflight as module
 from zo.cli import main
 from zo.errors import UserError
 from zo.files import write_json
-from zo.preflight import Means, check_study, jobs_at_once, preflight
-from zo.record import RunFiles
 from zo.study import load_study
+from zo.sweep import preflight as module
+from zo.sweep.preflight import Means, check_study, jobs_at_once, preflight
+from zo.training.record import RunFiles
 
 STUDY = {"study": "default", "modes": "FO", "learning_rates": [0.1, 0.2], "max_steps": 5, "scopes": "full"}
 HUGE_BATCH = {"batch_sizes": 10**8}
 FIND = """
 import json, sys
-from zo.preflight import Means, check_study
+from zo.sweep.preflight import Means, check_study
 from zo.study import load_study
 found = check_study(load_study(json.loads(sys.argv[1])), Means(jobs=1, gpus=0))
 print(json.dumps([[each.level, each.what, each.text] for each in found]))

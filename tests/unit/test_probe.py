@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from small_runs import run_zo, small_spec, write_corpus
 
-from zo import laws
+from zo.engine import laws
+from zo.engine.objective import Objective, backpropagate
+from zo.engine.probe import ProbeSettings, probe
 from zo.models import build_model, select_scope
-from zo.objective import Objective, backpropagate
-from zo.probe import ProbeSettings, probe
-from zo.train import train
+from zo.training.train import train
 
 ROWS, COLUMNS = 4, 6
 D = ROWS * (COLUMNS + 1)
@@ -67,7 +67,7 @@ def test_curvature_and_best_rates_are_a_quadratics_own(quadratic):
 
 
 def test_the_line_search_finds_the_rate_that_the_law_predicts(quadratic, monkeypatch):
-    monkeypatch.setattr("zo.probe.SEARCHED", 2000)
+    monkeypatch.setattr("zo.engine.probe.SEARCHED", 2000)
     model, _, objectives = quadratic()
     rows = probed(objectives, model, directions=2000, queries=(1, 4, 16))["best_rate"]
     assert [row["q"] for row in rows] == [1, 4, 16]
@@ -123,7 +123,7 @@ def test_the_noise_of_a_batchs_gradient_is_told_without_bias(quadratic):
     x = model.inputs["x"].flatten()
     clean = a @ (model.weight @ x + model.bias).detach() + model.v
     gradients = [backpropagate(lambda _, o=o: o, o.targets, list(model.parameters()))[1] for o in objectives]
-    from zo.probe import _noise_share
+    from zo.engine.probe import _noise_share
 
     truth = 2.0**2 * ROWS / (clean @ clean).item()
     few = [_noise_share(gradients[i : i + 20]) for i in range(0, 2000, 20)]

@@ -11,10 +11,10 @@ from small_runs import fail
 from zo.cli import main
 from zo.errors import UserError
 from zo.files import try_hold, write_json
-from zo.prune import KINDS, prune
-from zo.record import RunFiles
 from zo.study import load_study
-from zo.sweep_record import begin_sweep, end_sweep
+from zo.sweep.prune import KINDS, prune
+from zo.sweep.sweep_record import begin_sweep, end_sweep
+from zo.training.record import RunFiles
 
 HOLDER = """
 import sys, time
@@ -107,7 +107,9 @@ def test_a_finished_run_that_is_trained_again_loses_nothing(results, gone):
 
 def test_a_runs_lock_is_opened_for_writing_without_which_nfs_gives_none(gone, monkeypatch):
     modes = []
-    monkeypatch.setattr("zo.prune.try_hold", lambda file: modes.append(file.writable()) or try_hold(file))
+    monkeypatch.setattr(
+        "zo.sweep.prune.try_hold", lambda file: modes.append(file.writable()) or try_hold(file)
+    )
     assert any("done" in name for name in gone())
     assert set(modes) == {True}
 

@@ -14,10 +14,10 @@ import pytest
 
 from zo import files as files_module
 from zo.causes import TRY_AGAIN, is_out_of_memory
-from zo.crash import handle_crash
 from zo.errors import UserError
 from zo.files import hold, hold_or_exit, make_folder, read_json, write_aside, write_json
-from zo.record import COLUMNS, Logs, RunFiles, describe_machine, list_runs
+from zo.training.crash import handle_crash
+from zo.training.record import COLUMNS, Logs, RunFiles, describe_machine, list_runs
 
 RUN = "ZO_full_bs4_q1_lr1e-05"
 SPEC_COLUMNS = (

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from zo import directions
-from zo.estimate import Estimate
-from zo.noise import make_noise
-from zo.rounding import StochasticRounding, add_, make_rounding
+from zo.engine import directions
+from zo.engine.estimate import Estimate
+from zo.engine.noise import make_noise
+from zo.engine.rounding import StochasticRounding, add_, make_rounding
 
 ULP = 2.0**-7
 """Between 1 and 2, of bf16."""

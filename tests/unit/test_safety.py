@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 import zo
-from zo.checkpoint import load_checkpoint
 from zo.cli import main
-from zo.dataset import DatasetSpec
+from zo.data.dataset import DatasetSpec
+from zo.data.tokenizer import make_tokenizer
 from zo.errors import UserError
 from zo.spec import RunSpec, parse_name
 from zo.study import Workflow, load_study, read_study
-from zo.tokenizer import make_tokenizer
+from zo.training.checkpoint import load_checkpoint
 
 ROOT = Path(zo.__file__).parents[1]
 MODULES = sorted((ROOT / "zo").rglob("*.py"))

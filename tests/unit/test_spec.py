@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zo.errors import UserError
+from zo.lengths import LENGTHS, total_steps
 from zo.methods import METHODS
-from zo.record import RunFiles
 from zo.sizes import ARCHITECTURES, SIZES
-from zo.spec import AXES, LENGTHS, SUFFIXES, RunSpec, format_number, parse_name, total_steps, uses
+from zo.spec import AXES, SUFFIXES, RunSpec, format_number, parse_name, uses
+from zo.training.record import RunFiles
 
 POSITIVE = st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infinity=False)
 STEPS = 33  # one for each block of the largest model, and 9 for its embedding

@@ -21,19 +21,19 @@ import pytest
 from zo.cli import main
 from zo.errors import UserError
 from zo.files import write_json
-from zo.machine import read_machine
-from zo.record import Logs, RunFiles
-from zo.status import SILENT_S, read_status
-from zo.status_table import spell_seconds
 from zo.study import load_study
-from zo.sweep_record import begin_sweep, end_sweep, is_at_work
+from zo.sweep.machine import read_machine
+from zo.sweep.status import SILENT_S, read_status
+from zo.sweep.sweep_record import begin_sweep, end_sweep, is_at_work
+from zo.training.record import Logs, RunFiles
+from zo.units import spell_seconds
 
 TRAINER = """
 import sys, time
 from pathlib import Path
 from zo.files import hold
-from zo.job import recorded_job
-from zo.record import RunFiles
+from zo.training.job import recorded_job
+from zo.training.record import RunFiles
 files = RunFiles(Path(sys.argv[1]), sys.argv[2])
 files.make_folders()
 with hold(files.folder / ".lock"), recorded_job(files):
@@ -131,7 +131,7 @@ def test_a_run_is_running_while_its_process_lives_and_stopped_when_it_is_gone(re
 
 def test_looking_never_takes_a_trainers_lock_away(results, trainer):
     """A trainer that starts while others look must still get its lock: they wait for one another."""
-    looking = "import sys; from pathlib import Path; from zo.status import read_status\n"
+    looking = "import sys; from pathlib import Path; from zo.sweep.status import read_status\n"
     looking += "while True: read_status(Path('results'))"
     onlookers = [subprocess.Popen([sys.executable, "-c", looking]) for _ in range(2)]
     try:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from zo.data.tokenizer import END_OF_TEXT, Tokenizer, check_vocab_size, make_tokenizer, tokenizer_identity
 from zo.errors import UserError
-from zo.tokenizer import END_OF_TEXT, Tokenizer, check_vocab_size, make_tokenizer, tokenizer_identity
 
 TEXTS = [
     "To be, or not to be: that is the question.\n" * 3,
@@ -58,7 +58,7 @@ def test_bpe_training_is_deterministic():
 
 
 def test_bpe_reads_no_more_than_its_training_bytes(monkeypatch):
-    monkeypatch.setattr("zo.tokenizer.BPE_TRAINING_BYTES", 10)
+    monkeypatch.setattr("zo.data.tokenizer.BPE_TRAINING_BYTES", 10)
     limited = make_tokenizer("bpe", 400, ["aaaaaaaa", "é" * 10, "unread " * 50])
     assert limited.backend.to_str() == make_tokenizer("bpe", 400, ["aaaaaaaa", "é"]).backend.to_str()
 

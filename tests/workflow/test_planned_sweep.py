@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from real_sweep import ROOT, STUDY, Sweep
 
-from zo.forecast import START_S
+from zo.planning.forecast import START_S
 
 LONG_ENOUGH = {"max_steps": 40, "query_budgets": 8, "modes": ["FO", "ZO", "Instruct", "Frozen"]}
 LONG_ENOUGH |= {"bp_interval": 1, "learning_rates": {"ZO": [1e-3, 3e-3], "default": 1e-3}}

@@ -13,8 +13,8 @@ sys.path.insert(
 
 from zo.errors import UserError
 from zo.files import hold_or_exit, make_folder, read_json
-from zo.footprint import NOMINAL_TOKENS, job_memory_mb, job_minutes, relative_cost
-from zo.gpus import SLOTS, choose_gpus
+from zo.planning.footprint import NOMINAL_TOKENS, job_memory_mb, job_minutes, relative_cost
+from zo.sweep.gpus import SLOTS, choose_gpus
 from zo.study import caches_of, load_study
 from zo.study_file import read_yaml
 
@@ -188,7 +188,7 @@ def write_partial_summary():
 
 def settle_with_slurm(executor):
     """Only the study says how its jobs should be called, and only the cluster which command sees them end."""
-    from zo.slurm import choose_status_command
+    from zo.sweep.slurm import choose_status_command
 
     settings = workflow.executor_settings
     settings.status_command = checked(
@@ -199,8 +199,8 @@ def settle_with_slurm(executor):
 
 # Imported in the handlers: a dry run runs none of them.
 onstart:
-    from zo.preflight import Means, jobs_at_once, preflight
-    from zo.sweep_record import begin_sweep
+    from zo.sweep.preflight import Means, jobs_at_once, preflight
+    from zo.sweep.sweep_record import begin_sweep
 
     checked(hold_or_exit, RESULTS)
     # A local sweep may use its cores and GPU slots, one on a cluster as many jobs as it was given.
@@ -220,13 +220,13 @@ onstart:
 
 
 onsuccess:
-    from zo.sweep_record import end_sweep
+    from zo.sweep.sweep_record import end_sweep
 
     end_sweep(RESULTS, succeeded=True)
 
 
 onerror:
-    from zo.sweep_record import end_sweep
+    from zo.sweep.sweep_record import end_sweep
 
     end_sweep(RESULTS, succeeded=False)
     write_partial_summary()

@@ -1,4 +1,4 @@
-# One job a run. A crash costs its own run alone: see zo/crash.py and docs/decisions/crashed-runs.md.
+# One job a run. A crash costs its own run alone: see zo/training/crash.py and docs/decisions/crashed-runs.md.
 
 RETRIES = STUDY.workflow.retries
 

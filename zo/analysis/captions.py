@@ -10,7 +10,7 @@ from zo.analysis.curve_plots import predict_cosine
 from zo.analysis.layout import shorten, spread
 from zo.analysis.panels import name_loss, say_n
 from zo.analysis.probes import conclude
-from zo.analysis.table import spell_lr
+from zo.analysis.runs import spell_lr
 
 
 class Caption(NamedTuple):

@@ -16,8 +16,8 @@ from zo.analysis.claims_compare import Comparison
 from zo.analysis.claims_rules import CLAIMS, Claim
 from zo.analysis.intervals import Interval
 from zo.analysis.layout import render, section, shorten, write_lines
+from zo.analysis.runs import Logs, read_logs, summarize_runs
 from zo.analysis.summary import FORMATS, check_format
-from zo.analysis.table import Logs, read_logs, summarize_runs
 from zo.files import make_folder, write_aside
 
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"

@@ -14,6 +14,7 @@ import pandas as pd
 from zo.analysis.curves import BUDGETS, index_seeds, read_at, read_curves
 from zo.analysis.layout import shorten
 from zo.analysis.probes import read_probes
+from zo.analysis.runs import Logs, spell_lr
 from zo.analysis.stats import (
     CONTROLS,
     EDGE_WARNINGS,
@@ -23,7 +24,6 @@ from zo.analysis.stats import (
     name_method,
     pick_score,
 )
-from zo.analysis.table import Logs, spell_lr
 from zo.sizes import SIZES
 
 ROUNDING = 1 - 1e-9

@@ -27,7 +27,7 @@ from zo.analysis.claims_compare import (
 from zo.analysis.claims_probes import compare_cosines
 from zo.analysis.curves import BUDGETS, SLACK
 from zo.analysis.intervals import Interval, difference_interval, mean_interval
-from zo.laws import best_rate_ratio
+from zo.engine.laws import best_rate_ratio
 
 VARIANCE_MARGIN = 0.05
 """C6 [nats]: by how much one query a step may be worse than many and still not be at a disadvantage."""

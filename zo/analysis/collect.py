@@ -9,7 +9,7 @@ import pandas as pd
 
 from zo.analysis import curves, guards, pareto, probes, stats
 from zo.analysis.lost import Unfinished, find_unfinished
-from zo.analysis.table import Logs, read_logs, summarize_runs
+from zo.analysis.runs import Logs, read_logs, summarize_runs
 from zo.analysis.verdicts import judge_methods
 from zo.errors import UserError
 

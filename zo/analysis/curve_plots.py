@@ -6,7 +6,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from zo import laws
 from zo.analysis import stats
 from zo.analysis.curves import read_curves
 from zo.analysis.panels import (
@@ -21,7 +20,8 @@ from zo.analysis.panels import (
     write_instead,
 )
 from zo.analysis.pareto import find_front, measure_pareto
-from zo.analysis.table import Logs
+from zo.analysis.runs import Logs
+from zo.engine import laws
 
 
 def plot_loss_vs_steps(logs: Logs, runs: pd.DataFrame) -> Figure:

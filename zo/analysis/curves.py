@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from zo.analysis.intervals import NOTHING, difference_interval, ratio_interval
+from zo.analysis.runs import Logs
 from zo.analysis.stats import (
     CONTROLS,
     best_learning_rates,
@@ -16,7 +17,6 @@ from zo.analysis.stats import (
     pick_score,
     select_runs,
 )
-from zo.analysis.table import Logs
 
 BUDGETS = {
     "steps": "step",

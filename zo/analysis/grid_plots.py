@@ -18,7 +18,7 @@ from zo.analysis.panels import (
     say_n,
     share_scale,
 )
-from zo.analysis.table import Logs, spell_lr
+from zo.analysis.runs import Logs, spell_lr
 
 
 def plot_sensitivity(logs: Logs, runs: pd.DataFrame) -> Figure:

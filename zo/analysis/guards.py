@@ -11,7 +11,7 @@ import pandas as pd
 
 from zo.analysis import stats
 from zo.analysis.curves import BUDGETS
-from zo.analysis.table import spell_lr
+from zo.analysis.runs import spell_lr
 
 TOLERANCE = 0.05
 """Budgets within a twentieth of each other count as equal."""

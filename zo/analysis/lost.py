@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from zo.analysis.table import Logs, find_log
+from zo.analysis.runs import Logs, find_log
 from zo.files import is_held
-from zo.record import RunFiles
+from zo.training.record import RunFiles
 
 TAIL_LINES = 5
 WHY_LOST = "no outcome was recorded: killed from outside, or its machine is gone"

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from zo.analysis import stats
-from zo.analysis.table import spell_lr
+from zo.analysis.runs import spell_lr
 
 SAFE = sns.color_palette("colorblind").as_hex()
 COLORS = {"FO": SAFE[3], "Calibrate": SAFE[2], "Instruct": SAFE[4], "Random": "0.45", "Frozen": "0.15"}

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 
 from zo.analysis.curves import average_curves, read_curves
+from zo.analysis.runs import Logs
 from zo.analysis.stats import CONTROLS, lead_cells, list_context, pick_score, select_runs
-from zo.analysis.table import Logs
 
 
 def find_front(cost, loss) -> np.ndarray:

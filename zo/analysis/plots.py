@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from zo.analysis import curve_plots, grid_plots, probes
 from zo.analysis.panels import STYLE
-from zo.analysis.table import Logs, read_logs, summarize_runs
+from zo.analysis.runs import Logs, read_logs, summarize_runs
 from zo.errors import unknown
 from zo.files import write_aside
 

@@ -12,7 +12,7 @@ from zo.analysis.guards import Finding
 from zo.analysis.intervals import Interval, mean_interval
 from zo.analysis.layout import shorten
 from zo.analysis.panels import SAFE
-from zo.analysis.table import Logs
+from zo.analysis.runs import Logs
 
 KEYS = ["at", "scope", "d", "mode", "quantity", "q", "epsilon"]
 NAMES = {

@@ -4,7 +4,7 @@ import shlex
 from collections import Counter
 from typing import NamedTuple
 
-from zo.analysis.table import Logs
+from zo.analysis.runs import Logs
 from zo.files import read_json
 
 MACHINE = (

@@ -17,7 +17,7 @@ from zo.analysis.collect import NOTES, TITLES, Reading, read_folder
 from zo.analysis.layout import spread
 from zo.analysis.panels import say_n
 from zo.analysis.plots import draw_figures
-from zo.analysis.table import list_axes, spell_lr
+from zo.analysis.runs import list_axes, spell_lr
 from zo.analysis.tables import SHOW, show_runs
 from zo.analysis.verdicts import WITHHELD, state_comparisons
 from zo.files import make_folder, write_aside

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from zo.analysis.intervals import difference_interval, mean_interval
-from zo.analysis.table import PROBLEM_AXES, list_axes, spell_lr
+from zo.analysis.runs import PROBLEM_AXES, list_axes, spell_lr
 from zo.methods import METHODS
 from zo.spec import AXES
 

@@ -5,7 +5,7 @@ import pandas as pd
 from zo.analysis import curves, stats
 from zo.analysis.layout import shorten, spread
 from zo.analysis.probes import show_probes
-from zo.analysis.table import spell_lr
+from zo.analysis.runs import spell_lr
 
 
 def show_answer(answer: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:

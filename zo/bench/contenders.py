@@ -10,16 +10,16 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from zo.estimate import estimate_gradient
-from zo.mezo import TunedMezo, step_as_published
+from zo.bench.mezo import TunedMezo, step_as_published
+from zo.distributed.ranks import ALONE
+from zo.engine.estimate import estimate_gradient
+from zo.engine.noise import make_noise
+from zo.engine.objective import Objective
+from zo.engine.plan import MOST_IN_FLIGHT, Plan, decide_plan, free_memory
 from zo.models import build_model
-from zo.noise import make_noise
-from zo.objective import Objective
-from zo.plan import MOST_IN_FLIGHT, Plan, decide_plan, free_memory
-from zo.ranks import ALONE
-from zo.run import build_run, pick_device
 from zo.sizes import GPT2_VOCABULARY
 from zo.spec import RunSpec
+from zo.training.run import build_run, pick_device
 
 EPSILON, LEARNING_RATE = 1e-3, 1e-6
 BATCH_FACTORS = (1, 2, 4, 8)

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from zo.bench.contenders import LEARNING_RATE, Contender, Setting, Workbench
+from zo.engine.plan import Plan
 from zo.files import write_json
-from zo.ledger import peak_memory_mb
 from zo.models import checkpoint_activations
-from zo.plan import Plan
 from zo.sizes import SIZES
+from zo.training.ledger import peak_memory_mb
 
 MEMORY_Q = 2
 STEPS = 2

@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 from zo.bench.contenders import EPSILON, FAMILIES, LEARNING_RATE, Setting, Workbench
-from zo.estimate import estimate_gradient
+from zo.distributed.launch import launch
+from zo.distributed.place import find_place
+from zo.distributed.ranks import ALONE, Ranks, join
+from zo.engine.estimate import estimate_gradient
+from zo.engine.noise import make_noise
 from zo.files import write_json
-from zo.launch import launch
-from zo.noise import make_noise
-from zo.place import find_place
-from zo.ranks import ALONE, Ranks, join
 
 LEAST_SECONDS = 0.5
 """Of one timing: short steps are repeated."""

@@ -66,7 +66,7 @@ def bench(options) -> int:
     from zo.bench.memory import run_memory_bench
     from zo.bench.timing import run_bench
     from zo.errors import unknown
-    from zo.run import pick_device
+    from zo.training.run import pick_device
 
     check_out(options.out)
     if options.dtype not in DTYPES:
@@ -113,6 +113,6 @@ def add_doctor_flags(parser) -> None:
 
 def doctor(options) -> int:
     """Print versions, devices, memory, and what is missing."""
-    from zo.doctor import examine
+    from zo.sweep.doctor import examine
 
     return examine(options.dataset, options.study)

@@ -34,11 +34,11 @@ def add_plan_flags(parser) -> None:
 
 def plan(options) -> int:
     """Tell what a study will take: passes, hours, disk, memory."""
-    from zo.forecast import forecast
-    from zo.forecast_table import check_format, present
-    from zo.gpus import choose_gpus
-    from zo.pace import given_flops, paces_of
+    from zo.planning.forecast import forecast
+    from zo.planning.forecast_table import check_format, present
+    from zo.planning.pace import given_flops, paces_of
     from zo.study import read_study
+    from zo.sweep.gpus import choose_gpus
 
     check_format(options.format)
     study = read_study(options.study)
@@ -67,14 +67,14 @@ def _machines(given: str | None, here: int) -> list[int]:
 def _measure(study, on_gpus: bool, steps: int) -> dict:
     """Seconds of real steps of every class of the runs that are not done; a line for each on stderr."""
     from zo.cli.training import limit_threads
-    from zo.pace import classes
-    from zo.preflight import unfinished
+    from zo.planning.pace import classes
+    from zo.sweep.preflight import unfinished
 
     limit_threads(study.workflow.threads)
     import torch
 
-    from zo.measure import time_steps
-    from zo.run import pick_device
+    from zo.planning.measure import time_steps
+    from zo.training.run import pick_device
 
     if on_gpus and not torch.cuda.is_available():
         raise UserError("--measure: torch sees no GPU here: plan for the CPU with --gpus 0, or give --tflops")

@@ -44,7 +44,7 @@ def add_probe_flags(parser) -> None:
 def probe(options) -> int:
     """Measure a run's ZO estimates against the exact gradient and their laws."""
     from zo.cli.training import limit_threads
-    from zo.gpus import take_gpus
+    from zo.sweep.gpus import take_gpus
 
     check_out(options.out)
     queries = read_wholes(options.queries, "queries")
@@ -55,7 +55,7 @@ def probe(options) -> int:
     if options.gpus is not None:
         take_gpus(options.gpus)
     limit_threads(options.threads)
-    from zo.probe_run import of_run, probe_run, read_run
+    from zo.training.probe_run import of_run, probe_run, read_run
 
     spec, _ = read_run(options.folder)
     settings = replace(of_run(spec), queries=queries, directions=options.directions)

@@ -47,7 +47,7 @@ def _machine_flags(parser) -> None:
 
 def sweep(options) -> int:
     """Run a grid given by flags through the Snakemake workflow."""
-    from zo.sweep import start_sweep
+    from zo.sweep.start import start_sweep
 
     return start_sweep(options)
 
@@ -67,7 +67,7 @@ def add_status_flags(parser) -> None:
 
 def status(options) -> int:
     """Show how far every run of a sweep is."""
-    from zo.status_table import print_status, watch_status
+    from zo.sweep.status_table import print_status, watch_status
 
     if options.format not in ("text", "json"):
         raise unknown("format", options.format, ("text", "json"))
@@ -86,7 +86,7 @@ def add_pack_flags(parser) -> None:
 
 def pack(options) -> int:
     """Pack a study's specs, logs, summary and plots into one archive."""
-    from zo.archive import pack
+    from zo.sweep.archive import pack
 
     check_out(options.out)
     count, size = pack(options.results, options.out, options.checkpoints)
@@ -96,7 +96,7 @@ def pack(options) -> int:
 
 def add_prune_flags(parser) -> None:
     """Flags of ``zo prune``."""
-    from zo.prune import KINDS
+    from zo.sweep.prune import KINDS
 
     _study_folder(parser)
     parser.add_argument("--dry-run", action="store_true", help="print what would go, delete nothing")
@@ -108,7 +108,7 @@ def add_prune_flags(parser) -> None:
 
 def prune(options) -> int:
     """Delete what finished runs no longer need; print what, and how many bytes."""
-    from zo.prune import ON_REQUEST, prune
+    from zo.sweep.prune import ON_REQUEST, prune
 
     keep = options.keep.split(",") if options.keep else []
     also = [kind for kind in ON_REQUEST if getattr(options, kind)]
@@ -133,7 +133,7 @@ def add_crash_flags(parser) -> None:
 
 def crash(options) -> int:
     """Record a training job that failed (for the workflow)."""
-    from zo.crash import handle_crash
+    from zo.training.crash import handle_crash
 
     last, record = bool(options.last_attempt), bool(options.record)
     return handle_crash(options.results, options.run, options.exit, last, record)

@@ -70,9 +70,9 @@ def machine_flags(parser, of_each: str = "", shared: str = "") -> None:
 
 def train(options) -> int:
     """Train one run, as a sweep would."""
-    from zo.gpus import take_gpus
-    from zo.place import find_place
-    from zo.record import RunFiles
+    from zo.distributed.place import find_place
+    from zo.sweep.gpus import take_gpus
+    from zo.training.record import RunFiles
 
     spec, place = read_spec(options), find_place()
     files = RunFiles(options.results, spec.name)
@@ -91,7 +91,7 @@ def train(options) -> int:
 
 def _launch_ranks(spec, options) -> int:
     """Start the run's ranks on this machine: this command again, as many times."""
-    from zo.launch import launch
+    from zo.distributed.launch import launch
 
     command = [sys.executable, "-m", "zo", "train", "--spec", spec.to_json()]
     for flag in ("results", "device", "keep", "keep_steps", "attempt", "threads"):
@@ -103,8 +103,8 @@ def _launch_ranks(spec, options) -> int:
 def _train_here(spec, options, place) -> int:
     """Train in this process, one of several where it has a ``place`` among them."""
     from zo.causes import TRY_AGAIN, RankLost, is_machine_failure
-    from zo.ranks import join
-    from zo.train import train
+    from zo.distributed.ranks import join
+    from zo.training.train import train
 
     by_hand = options.job_log  # the workflow decides itself what is out of date
     try:
@@ -136,7 +136,8 @@ def _train_here(spec, options, place) -> int:
 
 
 def read_spec(options):
-    from zo.spec import LENGTHS, RunSpec, uses
+    from zo.lengths import LENGTHS
+    from zo.spec import RunSpec, uses
 
     given = {key: value for key in RunSpec.model_fields if (value := getattr(options, key)) is not None}
     if options.spec:
@@ -223,7 +224,7 @@ def add_cache_flags(parser) -> None:
 
 def cache(options) -> int:
     """Build the token cache that runs read."""
-    from zo.dataset import DatasetSpec, build_cache, open_cache
+    from zo.data.dataset import DatasetSpec, build_cache, open_cache
     from zo.files import make_folder
     from zo.spec import RunSpec, dataset_spec
 
@@ -255,7 +256,7 @@ def add_replay_flags(parser) -> None:
 
 def replay(options) -> int:
     """Rebuild a ZO run's final weights from its scalar log; 1 where they differ from the run's own."""
-    from zo.replay import replay
+    from zo.training.replay import replay
 
     check_out(options.out)
     limit_threads(options.threads)

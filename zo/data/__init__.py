@@ -1,0 +1,1 @@
+"""Text to tokens to batches: ``corpus``, ``tokenizer``, ``dataset``, and ``token_cache``, which runs read."""

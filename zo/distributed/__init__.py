@@ -1,0 +1,1 @@
+"""One run over several processes: who stands where, and what they say to one another."""

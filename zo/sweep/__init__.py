@@ -1,0 +1,1 @@
+"""Many runs together: started by Snakemake, given GPUs, watched, packed, pruned."""
