@@ -7,8 +7,8 @@ import pytest
 from made_runs import write_beside, write_crash, write_probe, write_run, write_sweep
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from zo.analysis.figures.plots import FIGURES, write_plots
 from zo.analysis.pareto import measure_pareto
-from zo.analysis.plots import FIGURES, write_plots
 from zo.analysis.runs import read_logs, summarize_runs
 from zo.analysis.stats import name_method
 from zo.errors import UserError

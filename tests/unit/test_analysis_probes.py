@@ -4,7 +4,7 @@ import pytest
 from made_runs import ESTIMATES, PROBED, write_probe, write_run
 
 from zo.analysis.collect import read_folder
-from zo.analysis.plots import write_plots
+from zo.analysis.figures.plots import write_plots
 from zo.analysis.probes import conclude
 from zo.analysis.report import render_report
 from zo.analysis.summary import summarize

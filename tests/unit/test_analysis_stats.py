@@ -7,7 +7,7 @@ import scipy.stats
 from made_runs import START, true_val_loss, write_run, write_sweep
 
 from zo.analysis import curves, stats
-from zo.analysis.curve_plots import predict_cosine
+from zo.analysis.figures.curve_plots import predict_cosine
 from zo.analysis.runs import read_logs, summarize_runs
 
 

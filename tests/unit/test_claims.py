@@ -7,9 +7,9 @@ from made_claims import RATES, STEPS, TRUTH, write_claims_study, write_line, wri
 from made_runs import write_beside, write_run
 from scipy.stats import ttest_1samp, ttest_rel
 
-from zo.analysis.claims import COLUMNS, judge_claims, write_claims
-from zo.analysis.claims_arms import Arm, Budget, Evidence, refine_minimum
-from zo.analysis.claims_rules import CLAIMS, VARIANCE_MARGIN
+from zo.analysis.claims.arms import Arm, Budget, Evidence, refine_minimum
+from zo.analysis.claims.judge import COLUMNS, judge_claims, write_claims
+from zo.analysis.claims.rules import CLAIMS, VARIANCE_MARGIN
 from zo.analysis.runs import read_logs, summarize_runs
 from zo.errors import UserError
 

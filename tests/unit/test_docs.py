@@ -384,7 +384,7 @@ def test_every_column_of_the_csv_log_is_described_in_its_order():
 @pytest.fixture(scope="module")
 def produced(tmp_path_factory):
     """A results folder after a finished run, a crash, a summary and plots, without a workflow."""
-    from zo.analysis.plots import write_plots
+    from zo.analysis.figures.plots import write_plots
     from zo.analysis.report import write_report
     from zo.analysis.summary import write_summary
     from zo.training.crash import handle_crash

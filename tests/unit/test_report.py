@@ -21,9 +21,9 @@ from browser import (
 )
 from made_runs import write_beside, write_crash, write_probe, write_run, write_sweep
 
-from zo.analysis.claims import write_claims
-from zo.analysis.claims_rules import CLAIMS
-from zo.analysis.plots import FIGURES
+from zo.analysis.claims.judge import write_claims
+from zo.analysis.claims.rules import CLAIMS
+from zo.analysis.figures.plots import FIGURES
 from zo.analysis.report import write_report
 from zo.cli import main
 from zo.cli.training import read_spec

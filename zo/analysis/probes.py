@@ -8,10 +8,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from zo.analysis.figures.panels import SAFE
 from zo.analysis.guards import Finding
 from zo.analysis.intervals import Interval, mean_interval
 from zo.analysis.layout import shorten
-from zo.analysis.panels import SAFE
 from zo.analysis.runs import Logs
 
 KEYS = ["at", "scope", "d", "mode", "quantity", "q", "epsilon"]

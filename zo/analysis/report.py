@@ -11,12 +11,12 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from zo.analysis import answer, lost, provenance, stats
-from zo.analysis.captions import state_basis, write_captions
-from zo.analysis.claims import COLUMNS, LEVELS, count_verdicts, lay_cards
+from zo.analysis.claims.judge import COLUMNS, LEVELS, count_verdicts, lay_cards
 from zo.analysis.collect import NOTES, TITLES, Reading, read_folder
+from zo.analysis.figures.captions import state_basis, write_captions
+from zo.analysis.figures.panels import say_n
+from zo.analysis.figures.plots import draw_figures
 from zo.analysis.layout import spread
-from zo.analysis.panels import say_n
-from zo.analysis.plots import draw_figures
 from zo.analysis.runs import list_axes, spell_lr
 from zo.analysis.tables import SHOW, show_runs
 from zo.analysis.verdicts import WITHHELD, state_comparisons

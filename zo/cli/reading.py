@@ -98,7 +98,7 @@ def add_plot_flags(parser) -> None:
 
 def plot(options) -> int:
     """Draw the figures of a folder of CSV logs."""
-    from zo.analysis.plots import write_plots
+    from zo.analysis.figures.plots import write_plots
 
     out, (runs, cost, _) = options.out or options.folder.parent / "plots", _scope(options)
     if options.out:
@@ -151,7 +151,7 @@ def add_claims_flags(parser) -> None:
 
 def claims(options) -> int:
     """Judge the paper's claims by a folder of CSV logs."""
-    from zo.analysis.claims import write_claims
+    from zo.analysis.claims.judge import write_claims
 
     check_out(options.out)
     out, (runs, cost, _) = options.out or options.folder.parent / "claims.csv", _scope(options)

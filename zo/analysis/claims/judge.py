@@ -1,6 +1,6 @@
 """Verdicts on the paper's claims: supported, not supported or undecided, each with its numbers.
 
-Rules: docs/claims.md. What is compared: claims_rules.py; at which settings: claims_arms.py.
+Rules: docs/claims.md. What is compared: rules.py; at which settings: arms.py.
 """
 
 import json
@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from zo.analysis.claims_arms import Evidence, Lacking
-from zo.analysis.claims_compare import Comparison
-from zo.analysis.claims_rules import CLAIMS, Claim
+from zo.analysis.claims.arms import Evidence, Lacking
+from zo.analysis.claims.compare import Comparison
+from zo.analysis.claims.rules import CLAIMS, Claim
 from zo.analysis.intervals import Interval
 from zo.analysis.layout import render, section, shorten, write_lines
 from zo.analysis.runs import Logs, read_logs, summarize_runs

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from zo.analysis.claims_arms import Arm, Budget, Choice, Evidence
+from zo.analysis.claims.arms import Arm, Budget, Choice, Evidence
 from zo.analysis.intervals import Interval, difference_interval, mean_interval
 
 Region = tuple[float, float] | None

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from zo.analysis import stats
-from zo.analysis.panels import (
+from zo.analysis.figures.panels import (
     add_legend,
     find_ceiling,
     find_scale,

@@ -6,9 +6,9 @@ import pandas as pd
 
 from zo.analysis import stats
 from zo.analysis.collect import Reading
-from zo.analysis.curve_plots import predict_cosine
+from zo.analysis.figures.curve_plots import predict_cosine
+from zo.analysis.figures.panels import name_loss, say_n
 from zo.analysis.layout import shorten, spread
-from zo.analysis.panels import name_loss, say_n
 from zo.analysis.probes import conclude
 from zo.analysis.runs import spell_lr
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from zo.analysis.claims_arms import Arm, Evidence, Lacking
-from zo.analysis.claims_compare import (
+from zo.analysis.claims.arms import Arm, Evidence, Lacking
+from zo.analysis.claims.compare import (
     ABOVE_0,
     BELOW_0,
     Comparison,
@@ -24,7 +24,7 @@ from zo.analysis.claims_compare import (
     subtract,
     subtract_shares,
 )
-from zo.analysis.claims_probes import compare_cosines
+from zo.analysis.claims.cosines import compare_cosines
 from zo.analysis.curves import BUDGETS, SLACK
 from zo.analysis.intervals import Interval, difference_interval, mean_interval
 from zo.engine.laws import best_rate_ratio

@@ -8,7 +8,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from zo.analysis import stats
 from zo.analysis.curves import read_curves
-from zo.analysis.panels import (
+from zo.analysis.figures.panels import (
     SAFE,
     add_legend,
     make_panels,

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import ttest_ind
 
-from zo.analysis.claims_arms import Evidence, Lacking
-from zo.analysis.claims_compare import BELOW_0, Comparison
+from zo.analysis.claims.arms import Evidence, Lacking
+from zo.analysis.claims.compare import BELOW_0, Comparison
 from zo.analysis.intervals import Interval, mean_interval
 
 COSINE_TOLERANCE = 0.10
