@@ -8,7 +8,8 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from zo.analysis.figures import curve_plots, grid_plots, probes
+from zo.analysis import probes
+from zo.analysis.figures import curve_plots, grid_plots
 from zo.analysis.figures.panels import STYLE
 from zo.analysis.runs import Logs, read_logs, summarize_runs
 from zo.errors import unknown
