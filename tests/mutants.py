@@ -608,15 +608,16 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="name the mutants and stop")
     arguments = parser.parse_args()
     mutants = [m for m in MUTANTS if arguments.filter.lower() in f"{m.name} {m.file}".lower()]
+    width = max((len(m.file) for m in mutants), default=0)
     if arguments.list or not mutants:
-        print(*(f"{m.file:14} {m.name}" for m in mutants), sep="\n")
+        print(*(f"{m.file:{width}} {m.name}" for m in mutants), sep="\n")
         return 0 if mutants else 1
     start = time.monotonic()
     with make_pool() as pool, ThreadPoolExecutor(max_workers=2) as threads:
         unmutated = threads.submit(judge_unmutated, mutants, pool)
         verdicts = []
         for mutant, verdict in zip(mutants, threads.map(lambda m: judge(m, pool), mutants), strict=True):
-            print(f"{verdict:10} {mutant.file:14} {mutant.name}", flush=True)
+            print(f"{verdict:10} {mutant.file:{width}} {mutant.name}", flush=True)
             verdicts.append(verdict)
         baseline = unmutated.result()
     killed = verdicts.count("killed")

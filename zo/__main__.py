@@ -1,4 +1,4 @@
-"""``python -m zo``: the doors of the project."""
+"""``python -m zo``: the commands of the project."""
 
 import sys
 

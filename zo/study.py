@@ -29,6 +29,8 @@ PLURAL = {
 """Keys of the axes that every name spells out; every other key is the setting's own name."""
 RESERVED = ("cache", "csv_logs", "job_logs", "runs", "plots", "probes")
 """Folders of the default study, which no other study may be named like."""
+KEEP = ("checkpoint", "weights", "nothing")
+"""What can be kept of a finished run: weights and optimizer state, weights alone, or neither."""
 REQUIRED = ("study", "modes", "learning_rates")
 FURTHER = "also"
 """Key of the further grids of a study: a list of mappings, each the study's own keys but for what it says."""
@@ -89,7 +91,7 @@ class Workflow(BaseModel):
         ge=0,
         description="further attempts after a kill or a full disk; a bug gets none",
     )
-    keep: Literal["checkpoint", "weights", "nothing"] = Field(
+    keep: Literal[*KEEP] = Field(
         "checkpoint", description="of a finished run: weights and optimizer state, weights alone, or neither"
     )
     plot_each_run: bool = Field(False, description="draw one curve for each run too")

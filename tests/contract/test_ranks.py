@@ -69,6 +69,7 @@ def test_an_estimate_shared_out_is_that_of_one_process(engine):
 
 
 def test_all_ranks_get_the_same_estimate_to_the_bit(engine):
+    assert engine[0]["estimates"]
     for layout, (shared, _) in engine[0]["estimates"].items():
         assert [other["estimates"][layout][0] for other in engine[1:]] == [shared] * 2, layout
 

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from made_runs import write_beside, write_crash, write_run, write_sweep
 
-from zo.analysis.layout import render, shorten
 from zo.analysis.summary import stats_text, write_summary
 from zo.cli import main
 from zo.errors import UserError
+from zo.layout import render, shorten
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,7 @@ def own_logging():
 
 @pytest.fixture
 def trained(monkeypatch):
-    """What the `train` door hands on: (spec, results, keywords) of each call; nothing is trained."""
+    """What `train` hands on: (spec, results, keywords) of each call; nothing is trained."""
     calls = []
 
     def train(spec, results, **keywords):
@@ -93,7 +93,7 @@ def trained(monkeypatch):
 
 @pytest.fixture
 def started(monkeypatch):
-    """What the `sweep` door starts: (command, environment) of each call; nothing runs."""
+    """What `sweep` starts: (command, environment) of each call; nothing runs."""
     calls = []
 
     def run(command, env=None, **_):

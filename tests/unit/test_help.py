@@ -24,8 +24,8 @@ def line_of(flag: str, text: str) -> str:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_flag_says_what_it_is(command):
-    [doors] = [a.choices for a in build_parser(command)._actions if isinstance(a, argparse._SubParsersAction)]
-    flags = {action.dest: action.help for action in doors[command]._actions}
+    [known] = [a.choices for a in build_parser(command)._actions if isinstance(a, argparse._SubParsersAction)]
+    flags = {action.dest: action.help for action in known[command]._actions}
     assert [name for name, text in flags.items() if not text or text.startswith("(default")] == []
 
 

@@ -6,8 +6,8 @@ import pandas as pd
 
 from zo.analysis import stats
 from zo.analysis.guards import Finding
-from zo.analysis.layout import spread
 from zo.analysis.runs import spell_lr
+from zo.layout import spread
 
 
 def state_answer(answer: pd.DataFrame, runs: pd.DataFrame) -> list[str]:

@@ -16,11 +16,11 @@ from zo.analysis.collect import NOTES, TITLES, Reading, read_folder
 from zo.analysis.figures.captions import state_basis, write_captions
 from zo.analysis.figures.panels import say_n
 from zo.analysis.figures.plots import draw_figures
-from zo.analysis.layout import spread
 from zo.analysis.runs import list_axes, spell_lr
 from zo.analysis.tables import SHOW, show_runs
 from zo.analysis.verdicts import WITHHELD, state_comparisons
 from zo.files import make_folder, write_aside
+from zo.layout import spread
 
 QUESTION = "Where, how far and at what cost does zeroth-order training keep up with backprop?"
 CLAIMS = "claims.csv"

@@ -9,13 +9,13 @@ import pandas as pd
 
 from zo.analysis import answer, stats
 from zo.analysis.collect import NOTES, TITLES, Reading, read_folder
-from zo.analysis.layout import render, section, write_lines
 from zo.analysis.lost import Unfinished, find_unfinished, list_problems, list_unfinished
 from zo.analysis.runs import applies, list_axes
 from zo.analysis.tables import SHOW, show_runs
 from zo.analysis.verdicts import state_comparisons
 from zo.errors import unknown
 from zo.files import write_aside
+from zo.layout import render, section, write_lines
 
 FORMATS = ("text", "md", "csv", "json", "tex")
 

@@ -3,9 +3,9 @@
 import pandas as pd
 
 from zo.analysis import curves, stats
-from zo.analysis.layout import shorten, spread
 from zo.analysis.probes import show_probes
 from zo.analysis.runs import spell_lr
+from zo.layout import shorten, spread
 
 
 def show_answer(answer: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:

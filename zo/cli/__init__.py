@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = " ".join([PROGRAM, *words[:1]])
     try:
         options = read_flags(words)
-        return options.door(options) or 0
+        return options.action(options) or 0
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
@@ -143,7 +143,7 @@ def build_parser(wanted: str | None = None) -> argparse.ArgumentParser:
         shown = {"help": command.help} if command.listed else {}  # argparse lists what has a help
         description = command.help[0].upper() + command.help[1:] + "."
         subparser = commands.add_parser(name, description=description, allow_abbrev=False, **shown)
-        subparser.set_defaults(door=command.run, usage=subparser.format_usage)
+        subparser.set_defaults(action=command.run, usage=subparser.format_usage)
         if wanted in (None, name):
             command.add_flags(subparser)
     return parser

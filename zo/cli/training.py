@@ -16,6 +16,7 @@ log = logging.getLogger("zo")
 def add_train_flags(parser) -> None:
     """Flags of ``zo train``."""
     from zo.spec import RunSpec
+    from zo.study import KEEP
 
     for group, keys in setting_groups(parser):
         for key in keys:
@@ -36,8 +37,8 @@ def add_train_flags(parser) -> None:
     )
     group.add_argument(
         "--keep",
-        choices=("checkpoint", "weights", "nothing"),
-        default="checkpoint",
+        choices=KEEP,
+        default=KEEP[0],
         help="of a finished run: weights and optimizer state, weights alone, or neither (default checkpoint)",
     )
     group.add_argument(

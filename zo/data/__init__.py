@@ -1,1 +1,4 @@
-"""Text to tokens to batches: ``corpus``, ``tokenizer``, ``dataset``, and ``token_cache``, which runs read."""
+"""Text to batches: ``textfiles``, ``corpus`` (documents), ``tokenizer``, the token cache.
+
+``dataset`` builds the cache, ``token_cache`` is what runs read of it.
+"""

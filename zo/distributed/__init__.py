@@ -1,1 +1,5 @@
-"""One run over several processes: who stands where, and what they say to one another."""
+"""One run over several processes.
+
+``launch`` starts them, ``place`` says which is which, ``ranks`` is what they say to one another,
+``heartbeat`` how one notices that another is gone.
+"""

@@ -1,4 +1,4 @@
-"""How the evaluations of one ZO estimate are laid out, and how ``auto`` chooses."""
+"""How the evaluations of one ZO estimate are laid out (the setting `plan`), and how ``auto`` chooses."""
 
 from __future__ import annotations
 

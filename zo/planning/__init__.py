@@ -1,1 +1,5 @@
-"""What runs will take before they start: ``footprint`` and ``pace`` of one, ``forecast`` of a study."""
+"""What runs will take before they start.
+
+Of one: ``footprint`` (memory, passes, work), ``storage`` (bytes on disk), ``pace`` and ``measure`` (a step's
+seconds). Of a study: ``forecast``, ``forecast_table``. The evaluation plan of a step is ``zo.engine.plan``.
+"""

@@ -8,8 +8,8 @@ from dataclasses import asdict
 import pandas as pd
 from rich.filesize import decimal
 
-from zo.analysis.layout import render, section, shorten, write_lines
 from zo.errors import unknown
+from zo.layout import render, section, shorten, write_lines
 from zo.planning.footprint import PROCESS_BYTES
 from zo.planning.forecast import Forecast, RunForecast
 from zo.units import spell_seconds

@@ -1,4 +1,4 @@
-"""The ``sweep`` door: turns flags into a study file and starts the Snakemake workflow on it."""
+"""``zo sweep``: turns flags into a study file and starts the Snakemake workflow on it."""
 
 import os
 import subprocess

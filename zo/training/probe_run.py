@@ -107,7 +107,7 @@ def _go_to(run: Run, place: str, files: RunFiles) -> int | None:
     if place == "end":
         weights = _final_weights(run, files) if status == "done" else None
     else:
-        weights = _kept_weights(run, int(place), files, outcome.get("step", 0))
+        weights = _kept_weights(int(place), files, outcome.get("step", 0))
     if weights is None:
         log.warning("%s: %s: no weights of %s to probe", run.spec.name, status or "not finished", place)
         return None
@@ -131,7 +131,7 @@ def _final_weights(run: Run, files: RunFiles) -> dict[str, torch.Tensor]:
     raise UserError(f"{files.folder} has no final weights: probe its start, or repeat it with --keep weights")
 
 
-def _kept_weights(run: Run, step: int, files: RunFiles, reached: int) -> dict[str, torch.Tensor] | None:
+def _kept_weights(step: int, files: RunFiles, reached: int) -> dict[str, torch.Tensor] | None:
     path = checkpoint_path(files.kept, step)
     if path.exists():
         return _read_weights(path)

@@ -21,9 +21,6 @@ from zo.errors import UserError
 from zo.files import make_folder, remove_asides, write_aside, write_json
 from zo.training.job import note_outcome, now
 
-KEEP = ("checkpoint", "weights", "nothing")
-"""Of a run that has ended: weights and optimizer state, the trained weights alone, or neither."""
-
 TAIL_BYTES = 16384
 """Of a log's end: some 60 rows, enough for the last values and the pace."""
 FINISHED = ("done", "diverged")

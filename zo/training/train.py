@@ -32,7 +32,7 @@ log = logging.getLogger("zo")
 
 @dataclass(frozen=True)
 class Keep:
-    """What is kept of a run's weights: at its end (record.KEEP), and after which steps."""
+    """What is kept of a run's weights: at its end (study.KEEP), and after which steps."""
 
     at_end: str
     steps: frozenset[int]
@@ -64,7 +64,7 @@ def train(
     """Run one cell to its end, from its checkpoint if it has one; write all its files.
 
     ``replace`` False refuses to overwrite a run of the same name that ended with other settings; ``keep``
-    is what is kept of a run that has ended (record.KEEP), ``keep_steps`` the steps whose trained weights
+    is what is kept of a run that has ended (study.KEEP), ``keep_steps`` the steps whose trained weights
     are kept besides, in runs/<run>/kept/; ``retry`` refuses what a bug ended before. ``ranks`` are the
     processes that call this together: the first writes the files, all take the steps.
 
@@ -118,7 +118,7 @@ def _follow(files: RunFiles, device: torch.device, ranks: Ranks) -> Outcome:
         except Exception as error:
             _require_shortage_of_all(error, ranks)
         run = None
-        _free_memory(device)
+        _release_memory(device)
     return orders
 
 
@@ -132,7 +132,7 @@ def _train_within_memory(
         except Exception as error:
             _require_shortage_of_all(error, ranks)
             attempt.reduce(str(error).split("\n")[0] or type(error).__name__)
-        _free_memory(device)
+        _release_memory(device)
 
 
 def _require_shortage_of_all(error: Exception, ranks: Ranks) -> None:
@@ -143,7 +143,7 @@ def _require_shortage_of_all(error: Exception, ranks: Ranks) -> None:
         raise RankLost(f"rank {ranks.rank}: out of memory: {error}") from error
 
 
-def _free_memory(device: torch.device) -> None:
+def _release_memory(device: torch.device) -> None:
     gc.collect()  # the run that did not fit: its last references went with the error
     if device.type == "cuda":
         torch.cuda.empty_cache()

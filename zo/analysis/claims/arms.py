@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from zo.analysis.curves import BUDGETS, index_seeds, read_at, read_curves
-from zo.analysis.layout import shorten
 from zo.analysis.probes import read_probes
 from zo.analysis.runs import Logs, spell_lr
 from zo.analysis.stats import (
@@ -24,6 +23,7 @@ from zo.analysis.stats import (
     name_method,
     pick_score,
 )
+from zo.layout import shorten
 from zo.sizes import SIZES
 
 ROUNDING = 1 - 1e-9

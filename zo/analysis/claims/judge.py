@@ -15,10 +15,10 @@ from zo.analysis.claims.arms import Evidence, Lacking
 from zo.analysis.claims.compare import Comparison
 from zo.analysis.claims.rules import CLAIMS, Claim
 from zo.analysis.intervals import Interval
-from zo.analysis.layout import render, section, shorten, write_lines
 from zo.analysis.runs import Logs, read_logs, summarize_runs
 from zo.analysis.summary import FORMATS, check_format
 from zo.files import make_folder, write_aside
+from zo.layout import render, section, shorten, write_lines
 
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
 MIN_SEEDS = 3

@@ -8,9 +8,9 @@ from zo.analysis import stats
 from zo.analysis.collect import Reading
 from zo.analysis.figures.curve_plots import predict_cosine
 from zo.analysis.figures.panels import name_loss, say_n
-from zo.analysis.layout import shorten, spread
 from zo.analysis.probes import conclude
 from zo.analysis.runs import spell_lr
+from zo.layout import shorten, spread
 
 
 class Caption(NamedTuple):

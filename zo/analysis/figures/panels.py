@@ -18,6 +18,8 @@ COLORS = {"FO": SAFE[3], "Calibrate": SAFE[2], "Instruct": SAFE[4], "Random": "0
 COLORS |= {"LayerwiseFO": SAFE[1], "LayerwiseZO": SAFE[5], "LayerwiseFrozen": SAFE[7]}
 MARKERS = {"FO": "o", "Calibrate": "P", "Instruct": "X", "Random": "", "Frozen": ""}
 MARKERS |= {"LayerwiseFO": "8", "LayerwiseZO": "*", "LayerwiseFrozen": ""}
+OTHER_COLOR, OTHER_MARKER = SAFE[9], "H"
+"""Of a method that is not named here."""
 DASHES = {"Random": (0, (6, 2)), "Frozen": (0, (1, 1.5))}
 ZO_MARKERS, ZO_DASHES = "v^sD<>ph", ("-", (0, (7, 1)), (0, (4, 1, 1, 1)), (0, (3, 1)))
 MAX_PANELS = 12
@@ -55,7 +57,7 @@ def make_panels(runs: pd.DataFrame, title: str, rows: pd.DataFrame) -> tuple[Fig
 def pick_style(mode: str, q: int, runs: pd.DataFrame) -> dict:
     """Give a line's look: a colour a mode, for ZO shades, markers and dashes by q."""
     if mode != "ZO":
-        look = {"color": COLORS.get(mode, SAFE[5]), "marker": MARKERS.get(mode, "*")}
+        look = {"color": COLORS.get(mode, OTHER_COLOR), "marker": MARKERS.get(mode, OTHER_MARKER)}
         return look | {"ls": DASHES.get(mode, "-")}
     budgets = sorted(runs.loc[runs["mode"] == "ZO", "q"].unique())
     i = budgets.index(q)

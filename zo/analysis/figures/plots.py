@@ -8,8 +8,7 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from zo.analysis import probes
-from zo.analysis.figures import curve_plots, grid_plots
+from zo.analysis.figures import curve_plots, grid_plots, probe_plots
 from zo.analysis.figures.panels import STYLE
 from zo.analysis.runs import Logs, read_logs, summarize_runs
 from zo.errors import unknown
@@ -24,7 +23,7 @@ FIGURES = {
     "pareto_memory": curve_plots.plot_pareto_memory,
     "pareto_passes": curve_plots.plot_pareto_passes,
     "cosine": curve_plots.plot_cosine,
-    "probes": probes.plot_probes,
+    "probes": probe_plots.plot_probes,
 }
 OPTIONAL = ("cosine", "probes")
 """Figures that not every folder has the data for."""
