@@ -1,6 +1,7 @@
 """README and docs/ say nothing that the code does not: commands, names, columns, files, links, examples."""
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -260,6 +261,22 @@ def test_every_link_to_a_part_of_a_page_finds_its_heading(page):
         assert part in map(name_anchor, re.findall(r"^#+ .*", text, flags=re.MULTILINE)), (target, part)
 
 
+def list_texts() -> list[Path]:
+    """Every text file of the repository, as git lists them."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [
+        path for name in listed.split() if (path := ROOT / name).suffix not in (".png",) and path.exists()
+    ]
+
+
+def test_every_module_that_any_text_names_by_its_path_exists():
+    """Comments and pages; tests/mutants.py names files relative to zo/, and checks them itself."""
+    path = re.compile(r"(?<![\w/.])(?:zo|tests|docs|workflow)/[\w/]*\w\.(?:py|smk|md)\b")
+    named = {(text, name) for text in list_texts() for name in path.findall(text.read_text(encoding="utf-8"))}
+    assert len(named) > 50
+    assert [(text.name, name) for text, name in named if not (ROOT / name).exists()] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_page)
 def test_every_path_of_the_repository_that_a_page_names_exists(page):
     inside = re.compile(r"(zo|tests|docs|workflow|envs|profiles)/[\w./*-]*")
@@ -267,27 +284,43 @@ def test_every_path_of_the_repository_that_a_page_names_exists(page):
     assert [path for path in paths if not any(ROOT.glob(path.rstrip("/")))] == []
 
 
+CLASSES = {
+    "Estimate": "engine.estimate", "GuidedDirections": "engine.guidance", "State": "step", "RunSpec": "spec",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_page)
 def test_every_name_of_the_code_that_a_page_names_exists(page):
-    doors = {"bench", "cli"}  # they hold namesakes
-    paths = [path.relative_to(ROOT) for path in (ROOT / "zo").rglob("[a-z]*.py")]
-    modules = {path.stem: path for path in paths if path.parts[1] not in doors}
-    classes = {"Estimate": "estimate", "State": "step", "RunSpec": "spec", "GuidedDirections": "guidance"}
+    """`training.run.start_phase`: from zo/ on; a module in a room must be named with its room."""
+    modules = {path.stem for path in (ROOT / "zo").rglob("[a-z]*.py")}
+    rooms = {path.parent.name for path in (ROOT / "zo").glob("*/__init__.py")}
     for span in code_spans(page):
         first, *rest = re.sub(r"\(.*\)$", "", span).split(".")
         if not rest or rest[-1] in {"json", "py", "csv", "md", "txt", "yaml", "log"}:
             continue
-        if first in classes:
-            rest = [first, *rest]
-        elif first not in modules:
-            continue
-        found = importlib.import_module(".".join(modules[classes.get(first, first)].with_suffix("").parts))
-        for name in rest:
-            fields = getattr(found, "__dataclass_fields__", {}) | getattr(found, "model_fields", {})
-            known = name in fields or hasattr(found, name) or name in vars(found).get("__annotations__", {})
-            known = known or name == "scale"  # set by the instance
-            assert known, span
-            found = getattr(found, name, None)
+        if first in {*CLASSES, *modules, *rooms}:
+            names = [*CLASSES.get(first, first).split("."), *([first] if first in CLASSES else []), *rest]
+            assert resolves(names), span
+
+
+def resolves(names: list[str]) -> bool:
+    """Whether modules, then attributes, lead from the package to the name."""
+    found = importlib.import_module("zo")
+    for name in names:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(f"{getattr(found, '__name__', '')}.{name}")
+        fields = getattr(found, "__dataclass_fields__", {}) | getattr(found, "model_fields", {})
+        known = name in fields or hasattr(found, name) or name in vars(found).get("__annotations__", {})
+        if not known and name != "scale":  # set by the instance
+            return False
+        found = getattr(found, name, None)
+    return True
+
+
+def test_a_name_without_its_room_does_not_resolve():
+    assert resolves(["engine", "estimate", "Estimate", "gradient"])
+    assert not resolves(["estimate", "estimate_gradient"])
+    assert not resolves(["engine", "estimate", "no_such_function"])
 
 
 def test_every_page_is_reached_from_the_readme():

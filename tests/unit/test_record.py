@@ -15,7 +15,7 @@ import pytest
 from zo import files as files_module
 from zo.causes import TRY_AGAIN, is_out_of_memory
 from zo.errors import UserError
-from zo.files import hold, hold_or_exit, make_folder, read_json, write_aside, write_json
+from zo.files import hold, hold_or_exit, make_folder, read_json, try_hold, write_aside, write_json
 from zo.training.crash import handle_crash
 from zo.training.record import COLUMNS, Logs, RunFiles, describe_machine, list_runs
 
@@ -244,9 +244,10 @@ def test_a_lock_excludes_a_second_process_until_the_first_is_killed(start, tmp_p
 
 
 def test_a_lock_is_free_after_its_block(tmp_path):
-    for _ in range(2):
-        with hold(tmp_path / "lock"):
-            pass
+    with hold(tmp_path / "lock"), open(tmp_path / "lock") as other:
+        assert not try_hold(other)
+    with open(tmp_path / "lock") as other:
+        assert try_hold(other)
 
 
 def test_a_file_system_without_locks_is_one_line_that_says_how_to_mount_it(tmp_path, monkeypatch):
