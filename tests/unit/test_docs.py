@@ -284,6 +284,7 @@ def test_every_path_of_the_repository_that_a_page_names_exists(page):
     assert [path for path in paths if not any(ROOT.glob(path.rstrip("/")))] == []
 
 
+FILES = {"json", "jsonl", "py", "csv", "md", "txt", "yaml", "log", "html", "png", "safetensors", "bin"}
 CLASSES = {
     "Estimate": "engine.estimate", "GuidedDirections": "engine.guidance", "State": "step", "RunSpec": "spec",
 }  # fmt: skip
@@ -296,7 +297,7 @@ def test_every_name_of_the_code_that_a_page_names_exists(page):
     rooms = {path.parent.name for path in (ROOT / "zo").glob("*/__init__.py")}
     for span in code_spans(page):
         first, *rest = re.sub(r"\(.*\)$", "", span).split(".")
-        if not rest or rest[-1] in {"json", "py", "csv", "md", "txt", "yaml", "log"}:
+        if not rest or rest[-1] in FILES:
             continue
         if first in {*CLASSES, *modules, *rooms}:
             names = [*CLASSES.get(first, first).split("."), *([first] if first in CLASSES else []), *rest]
