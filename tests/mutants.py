@@ -467,6 +467,8 @@ MUTANTS = [
     Mutant("the untrained loss is the first that was logged", "analysis/claims/arms.py", 'elif runs["initial_val_loss"].isna().any():', "elif False:", (CLAIMS, "-k", "untrained_loss")),
     Mutant("a lead at unknown passes", "analysis/guards.py", 'yield Finding("passes unknown", scene.where, message, remedy, leads)', 'yield Finding("passes unknown", scene.where, message, remedy)', (*GUARDS, "-k", "not_logged")),
     Mutant("backprop without a log of it is free", "analysis/curves.py", "none & backward.isna()", "backward.isna()", (*GUARDS, "-k", "not_logged")),
+    Mutant("a context that was not logged is like none", "analysis/stats.py", "table[axis].isna() if pd.isna(row[axis]) else ", "", (SUMMARY, "-k", "fall_back")),
+    Mutant("memory that was not logged does not fit", "analysis/curves.py", "limit = np.nan if pd.isna(peak) else limit", "pass", (*PARETO, "-k", "did_not_log")),
     Mutant("verdicts older than the runs unmarked", "analysis/report.py", "st_mtime_ns > judged", "st_mtime_ns > 2 * judged", (*REPORT, "-k", "older_than")),
     Mutant("what runs wrote becomes markup", "analysis/report.py", "autoescape=True", "autoescape=False", (*REPORT, "-k", "markup")),
     # One run over several processes.

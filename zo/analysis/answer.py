@@ -59,8 +59,7 @@ def _doubt_rates(answer: pd.DataFrame, zo: pd.Series, keys: list[str]) -> str:
 
 def _stand_beside(answer: pd.DataFrame, zo: pd.Series, keys: list[str], *modes: str) -> pd.DataFrame:
     """Return the rows of some methods in the context of `zo`."""
-    same = answer[keys].astype(str).eq(zo[keys].astype(str)).all(axis=1)
-    return answer[same & answer["mode"].isin(modes)]
+    return answer[stats.match_rows(answer, zo, keys) & answer["mode"].isin(modes)]
 
 
 def list_warnings(best: pd.DataFrame, runs: pd.DataFrame) -> list[str]:

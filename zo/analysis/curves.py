@@ -16,6 +16,7 @@ from zo.analysis.stats import (
     index_by_seed,
     lead_cells,
     list_context,
+    match_rows,
     pick_score,
     select_runs,
 )
@@ -186,7 +187,7 @@ def _meet_in_memory(arm: tuple, fo: tuple, runs: pd.DataFrame, baselines: pd.Dat
     cell, mine, _ = arm
     keys, score, limit = list_context(runs), pick_score(runs), mine["peak_memory_mb"].mean()
     own = index_by_seed(mine, score)
-    same = baselines[keys].astype(str).eq(cell[keys].astype(str)).all(axis=1)
+    same = match_rows(baselines, cell, keys)
     for _, baseline in baselines[same].sort_values("loss", kind="stable").iterrows():
         theirs = select_runs(runs, baseline)
         peak = theirs["peak_memory_mb"].mean()
