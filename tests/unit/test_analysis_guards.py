@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from made_runs import START, write_crash, write_run
 
+from zo.analysis.answer import state_answer
 from zo.analysis.collect import read_folder
 from zo.analysis.summary import stats_text, write_summary
 from zo.analysis.verdicts import state_comparisons
@@ -204,6 +205,31 @@ def test_the_price_of_a_backward_pass_decides_what_is_an_equal_budget(folder):
         None
     ]
     assert found is None  # 100 x (1 + 15) = 1600 = ZO's 100 x 16
+
+
+@pytest.mark.parametrize(("mode", "column"), [("ZO", "forward_passes"), ("FO", "backward_passes")])
+def test_a_lead_at_passes_that_were_not_logged_does_not_stand(folder, mode, column):
+    write_honest(folder)
+    put_ahead(folder)
+    for path in folder.glob("ZO_*.csv"):  # without backprop there are none to log
+        pd.read_csv(path).assign(backward_passes="").to_csv(path, index=False)
+    assert verdict_of(folder, backward_cost=EQUAL_PASSES) == "ZO ahead"
+    for path in folder.glob(f"{mode}_*.csv"):
+        pd.read_csv(path).assign(**{column: ""}).to_csv(path, index=False)
+    assert verdict_of(folder, backward_cost=EQUAL_PASSES) == "withheld: passes unknown"
+
+
+def test_seeds_of_one_side_alone_are_named_and_each_loss_is_the_tables(folder):
+    write_honest(folder, noise=0)
+    for lr in RATES["ZO"]:
+        run = write_run(folder, "ZO", "full", 8, lr, seed=3)
+        shift_losses(folder / f"{run}.csv", 4.0)
+    reading = read_folder(folder)
+    [found] = [finding for finding in reading.findings if finding.guard == "seeds differ"]
+    assert "ZO q=8 has n = 4 and FO n = 3, but they share 3" in found.message
+    fo = reading.tables["answer"].set_index("mode").loc["FO", "loss"]
+    [said] = state_answer(reading.tables["answer"], reading.runs)
+    assert f"above the best FO's {fo:.3f}" in said
 
 
 def test_a_rate_that_diverged_in_part_is_not_hidden_by_its_survivors(folder):

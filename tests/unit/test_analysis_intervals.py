@@ -59,6 +59,14 @@ def test_widened_intervals_are_all_right_at_once_95_times_in_100():
     assert np.reshape(narrow, (1000, 6)).any(axis=1).mean() > 0.2  # what is avoided
 
 
+def test_an_infinite_loss_has_no_interval_and_two_no_difference():
+    finite, lost = pd.Series({0: 4.0, 1: 3.0}), pd.Series({0: np.inf, 1: 3.5})
+    assert difference_interval(lost, finite)[::3] == (np.inf, 2)
+    both = difference_interval(lost, lost)
+    assert both.n == 2
+    assert np.isnan(both[:3]).all()
+
+
 def test_a_ratio_of_costs_is_a_t_interval_of_logarithms_for_few_seeds():
     left, right = pd.Series([30.0, 45.0, 28.0]), pd.Series([10.0, 12.0, 11.0])
     ratio = ratio_interval(left, right)

@@ -9,6 +9,7 @@ from made_runs import true_val_loss, write_run
 from zo.analysis import curves
 from zo.analysis.collect import read_folder
 from zo.analysis.pareto import find_front
+from zo.analysis.tables import show_budgets
 
 POINTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12)
 
@@ -73,6 +74,14 @@ def test_at_equal_peak_memory_fo_must_fit(folder):
     assert row["FO_loss"] == pytest.approx(true_val_loss("FO", 0, 1e-1, 100, 1))
     assert (row["FO_lr"], row["n"]) == (1e-1, 3)
     assert row["difference"] == pytest.approx(row["loss"] - row["FO_loss"])
+
+
+def test_memory_that_fo_did_not_log_is_not_one_that_fo_does_not_fit_in(folder):
+    for seed in (0, 1, 2):
+        write_run(folder, "FO", "full", 0, 1e-2, seed=seed, peak_memory_mb="")
+    reading = read_folder(folder)
+    shown = show_budgets(reading.tables["equal_budgets"], reading.runs)["at equal peak memory"]
+    assert set(shown) == {"not logged"}
 
 
 def test_the_cost_of_a_loss_is_a_multiple_of_fos_with_its_interval(folder):

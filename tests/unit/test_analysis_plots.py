@@ -7,6 +7,8 @@ import pytest
 from made_runs import write_beside, write_crash, write_probe, write_run, write_sweep
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from zo.analysis.collect import read_folder
+from zo.analysis.figures.captions import write_captions
 from zo.analysis.figures.plots import FIGURES, write_plots
 from zo.analysis.pareto import measure_pareto
 from zo.analysis.runs import read_logs, summarize_runs
@@ -133,6 +135,29 @@ def test_labels_name_no_setting_that_a_method_does_not_read(tmp_path):
     assert not {"trainable_parameters"} & set(runs.columns)
     labels = {name_method(row, runs) for _, row in runs.iterrows() if row["mode"] != "ZO"}
     assert labels == {"FO", "Frozen"}
+
+
+def test_captions_leave_out_what_was_not_logged(tmp_path):
+    folder = tmp_path / "csv_logs"
+    for mode, q in (("FO", 0), ("ZO", 1)):
+        write_run(folder, mode, q=q, lr=1e-4, seconds="")
+    assert write_captions(read_folder(folder))["time_and_memory"].conclusions == [
+        "reduced: a ZO step with q = 1 takes 0.447 times an FO run's memory. "
+        "On a CPU the memory is the whole process's."
+    ]
+    for mode, q in (("FO", 0), ("ZO", 1)):
+        write_run(folder, mode, q=q, lr=1e-4, seconds="", peak_memory_mb="")
+    nothing = ["No finished run has what this figure needs."]
+    assert write_captions(read_folder(folder))["time_and_memory"].conclusions == nothing
+
+
+def test_captions_name_the_methods_whose_every_rate_diverged(tmp_path):
+    folder = tmp_path / "csv_logs"
+    write_run(folder, "FO", q=0, lr=1e-1, diverges_at=10)
+    for lr in (1e-5, 1e-4, 1e-3):
+        write_run(folder, "ZO", q=1, lr=lr)
+    [said] = write_captions(read_folder(folder))["final_loss_vs_lr_by_q"].conclusions
+    assert said.endswith("Every best rate lies inside its grid. No rate finished in every seed: FO.")
 
 
 def test_the_drawn_front_is_the_one_of_the_table(tmp_path):

@@ -148,6 +148,7 @@ def test_losses_fall_back_to_training_and_say_so(tmp_path):
     text = write_summary(folder, tmp_path / "s.txt", tmp_path / "s.csv")
     assert "final TRAINING loss" in text
     assert "1.000 above the best FO's 1.200" in text
+    assert "Learning rate not settled: FO (single value), ZO (single value)." in " ".join(text.split())
 
 
 def test_stats_come_in_four_formats(folder):

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_claims import RATES, STEPS, TRUTH, write_claims_study, write_line, write_probes
-from made_runs import write_beside, write_run
+from made_runs import START, write_beside, write_run
 from scipy.stats import ttest_1samp, ttest_rel
 
 from zo.analysis.claims.arms import Arm, Budget, Evidence, refine_minimum
@@ -49,6 +49,14 @@ def remove(folder, pattern):
     assert paths
     for path in paths:
         path.unlink()
+
+
+def edit(folder, pattern, change):
+    """Change the frames of some logs."""
+    paths = list(folder.glob(pattern))
+    assert paths
+    for path in paths:
+        change(pd.read_csv(path)).to_csv(path, index=False)
 
 
 def write_all(folder, truth=TRUTH, **options):
@@ -248,6 +256,50 @@ def test_one_scope_alone_shows_nothing_of_dimension(folder):
     )
 
 
+def test_cosines_of_other_directions_are_not_held_against_the_law(folder):
+    write_claims_study(folder)
+    write_probes(folder)
+    for path in (folder.parent / "probes").glob("*.csv"):
+        write_beside(folder, path.stem, "spec.json", {"direction_family": "rademacher"})
+    assert claim_of(folder, "C2")[:2] == ("undecided", "no probes of the cosines of Gaussian directions")
+
+
+def test_cosines_at_a_bad_eps_decide_nothing(folder):
+    write_claims_study(folder)
+    write_probes(folder)
+    run = "ZO_full_bs4_q4_lr1e-02"
+    write_beside(folder, run, "spec.json", {"epsilon": 0.1})
+    verdict, reason, _ = claim_of(folder, "C2")
+    assert verdict == "undecided"
+    assert reason.startswith(f"{run}: at its eps of 0.1 a finite difference is wrong by 90%")
+
+
+# --- logs that lack something --------------------------------------------------------------------
+
+
+def test_learning_rates_that_were_not_logged_are_said(folder):
+    write_claims_study(folder, rates={"FO": (1e-1,), "ZO": (1e-2,)})
+    edit(folder, "*.csv", lambda frame: frame.drop(columns="lr"))
+    verdict, reason, _ = claim_of(folder, "C7a")
+    assert (verdict, "learning rates above 0 were not logged" in reason) == ("undecided", True)
+
+
+def test_queries_that_were_not_logged_are_no_number_of_queries(folder):
+    write_claims_study(folder)
+    edit(folder, "ZO_full_bs4_q1_*.csv", lambda frame: frame.assign(q=""))
+    assert claim_of(folder, "C7b")[:2] == ("undecided", "no second number of queries in ZO, full")
+
+
+def test_a_seed_without_a_gain_of_fo_has_no_share(folder):
+    write_claims_study(folder)
+    for scope in ("full", "reduced"):
+        for lr in RATES["FO"]:
+            write_line(folder, "FO", scope, 0, lr, 0, START)
+    verdict, reason, row = claim_of(folder, "C3")
+    assert (verdict, row["n"]) == ("undecided", 2)
+    assert "reduced: FO gains nothing in some seed" in reason
+
+
 # --- planted mistakes ----------------------------------------------------------------------------
 
 
@@ -257,7 +309,11 @@ def test_one_scope_alone_shows_nothing_of_dimension(folder):
         ("FO_full*", ("C1", "C3", "C4", "C7a", "C8"), "no FO, full"),
         ("ZO_full*", ("C1", "C3", "C4", "C5", "C6", "C7a", "C7b", "C8"), "no ZO, full"),
         ("ZO_full_bs4_q1_*", ("C5", "C6", "C7b"), "no second number of queries in ZO, full"),
-        ("Frozen_reduced*", ("C3",), "no Frozen, reduced that reached 60 forward-pass equivalents"),
+        (
+            "Frozen_reduced*",
+            ("C3",),
+            "no Frozen, reduced that was measured around 60 forward-pass equivalents",
+        ),
         ("LayerwiseFrozen*", ("C4",), "no LayerwiseFrozen, full"),
         ("LayerwiseZO*", ("C4",), "no LayerwiseZO, full"),
     ],
@@ -316,9 +372,10 @@ def test_runs_without_validation_decide_nothing(folder):
     write_all(folder)
     for path in folder.glob("*.csv"):
         pd.read_csv(path).assign(val_loss="").to_csv(path, index=False)
-    verdict, reason, _ = claim_of(folder, "C1")
-    assert verdict == "undecided"
-    assert "these are training losses" in reason
+    for name in ("C1", "C7a", "C7b"):
+        verdict, reason, _ = claim_of(folder, name)
+        assert verdict == "undecided"
+        assert "these are training losses" in reason
 
 
 def test_learning_rates_are_those_that_are_best_at_the_budget_not_at_the_end(folder):
@@ -345,11 +402,76 @@ def test_a_layerwise_schedule_that_a_budget_cuts_short_decides_nothing(folder):
     assert claim_of(folder, "C4")[:2] == ("undecided", "the layer-wise schedules of 40 steps are cut short")
 
 
+def test_one_long_layerwise_schedule_among_short_ones_is_cut_short_too(folder):
+    """LayerwiseFO would be read inside its embedding's phase."""
+    long = {key: value for key, value in TRUTH.items() if key[0] == "LayerwiseFO"}
+    write_claims_study(folder, {key: value for key, value in TRUTH.items() if key not in long})
+    write_claims_study(folder, long, steps=2 * STEPS)
+    assert claim_of(folder, "C4")[:2] == ("undecided", "the layer-wise schedules of 40 steps are cut short")
+
+
+@pytest.mark.parametrize(
+    ("floor", "verdict", "reason"),
+    [
+        ({"learning_rate": 0.3}, "supported", ""),
+        (
+            {"learning_rate": 0.3, "bp_learning_rate": 0.1, "embedding_parts": 3},
+            "undecided",
+            "the layer-wise arms differ in how the embedding is trained: bp_learning_rate, embedding_parts",
+        ),
+    ],
+)
+def test_layerwise_arms_must_train_the_embedding_alike(folder, floor, verdict, reason):
+    """A rate that is not given is the run's own."""
+    write_claims_study(folder)
+    for path in folder.glob("Layerwise*.csv"):
+        spec = floor if "Frozen" in path.stem else {"learning_rate": 0.1, "bp_learning_rate": 0.3}
+        write_beside(folder, path.stem, "spec.json", {"embedding_parts": 2} | spec)
+    assert claim_of(folder, "C4")[:2] == (verdict, reason)
+
+
+def test_a_curve_is_not_read_before_its_first_measurement(folder):
+    write_claims_study(folder)
+    remove(folder, "FO_full*.csv")
+    write_claims_study(folder, {("FO", "full", 0): TRUTH["FO", "full", 0]}, steps=2 * STEPS)
+    edit(folder, "FO_full*.csv", lambda frame: frame[frame["step"] >= 1.5 * STEPS])
+    assert claim_of(folder, "C1")[:2] == ("undecided", "no FO, full that was measured around 20 steps")
+
+
+def test_an_untrained_loss_that_was_not_logged_shows_no_learning(folder):
+    write_claims_study(folder)
+    edit(folder, "FO_full*.csv", lambda frame: frame[frame["step"] > 0])
+    verdict, reason, _ = claim_of(folder, "C1")
+    assert verdict == "undecided"
+    assert "FO, full: no loss of the untrained model was logged" in reason
+
+
 def test_zo_phases_that_end_above_the_frozen_blocks_support_nothing(folder):
     write_claims_study(folder, TRUTH | {("LayerwiseZO", "full", 4): (5.1, 4e-3)})
     verdict, reason, _ = claim_of(folder, "C4")
     assert verdict == "not supported"
     assert "what ZO's phases add, LayerwiseZO minus LayerwiseFrozen" in reason
+
+
+def test_memory_at_other_settings_is_not_compared(folder):
+    write_claims_study(folder)
+    edit(folder, "FO_full*.csv", lambda frame: frame.assign(optimizer="adam"))
+    reason = "no FO and ZO, full, with the same settings: FO optimizer adam, ZO optimizer sgd"
+    assert claim_of(folder, "C8")[:2] == ("undecided", reason)
+
+
+def test_memory_is_compared_at_each_kind_of_settings(folder):
+    """ZO with Adam needs more than FO with SGD, and less than FO with Adam."""
+    write_claims_study(folder)
+    for mode, q, peak in (("FO", 0, 1800.0), ("ZO", 1, 1000.0)):
+        for seed in (0, 1, 2):
+            own = {"optimizer": "adam", "peak_memory_mb": peak, "name": f"{mode}_adam_{seed}"}
+            write_run(folder, mode, "full", q, 1e-2, seed=seed, steps=4, every=2, **own)
+    rows = judge(folder).query("claim == 'C8' and role == 'judged'")
+    assert set(rows["verdict"]) == {"supported"}
+    effects = rows.set_index("quantity")["effect"].to_dict()
+    assert effects["peak memory of optimizer adam, FO minus ZO"] == pytest.approx(800)
+    assert effects["peak memory of optimizer sgd, FO minus ZO"] == pytest.approx(900 - 408)
 
 
 def test_short_runs_of_a_larger_model_are_measured_for_memory_alone(folder):
@@ -383,6 +505,14 @@ def test_the_command_writes_the_table_and_prints_every_verdict(folder, capsys):
     assert all(len(line) <= 110 for line in said.splitlines())
     table = pd.read_csv(folder.parent / "claims.csv")
     assert list(table) == list(COLUMNS)
+
+
+def test_runs_without_an_outcome_are_named_before_the_verdicts(folder, tmp_path):
+    write_all(folder, seeds=(0,))
+    (folder.parent / "runs" / "FO_full_bs4_q0_lr9e-01").mkdir(parents=True)
+    said = write_claims(folder, tmp_path / "c.csv")
+    assert said.startswith("PARTIAL: no outcome of 1 of the runs.")
+    assert "waiting: FO_full_bs4_q0_lr9e-01" in said.splitlines()[1]
 
 
 @pytest.mark.parametrize(("format", "start"), [("md", "- "), ("csv", "claim,"), ("json", "["), ("tex", "9 ")])

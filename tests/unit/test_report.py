@@ -1,6 +1,7 @@
 """The report: what it says, that it is one file, and that a real browser shows it without a fault."""
 
 import json
+import os
 import re
 import shlex
 from html.parser import HTMLParser
@@ -23,8 +24,10 @@ from made_runs import write_beside, write_crash, write_probe, write_run, write_s
 
 from zo.analysis.claims.judge import write_claims
 from zo.analysis.claims.rules import CLAIMS
+from zo.analysis.collect import read_folder
 from zo.analysis.figures.plots import FIGURES
-from zo.analysis.report import write_report
+from zo.analysis.report import CLAIMS as CLAIMS_FILE
+from zo.analysis.report import read_claims, write_report
 from zo.cli import main
 from zo.cli.training import read_spec
 from zo.errors import UserError
@@ -166,6 +169,30 @@ def test_tables_that_other_commands_leave_are_shown(folder, tmp_path):
     assert '<section id="claims">' in text
     assert ">undecided<" in text
     assert '<section id="diagnostics">' not in text
+
+
+@pytest.mark.parametrize(
+    ("age", "said"), [(-1, f"{CLAIMS_FILE} is older than 1 of the 2 logs; judge again"), (1, "")]
+)
+def test_verdicts_older_than_a_log_are_marked(tmp_path, age, said):
+    folder = tmp_path / "csv_logs"
+    logs = [folder / f"{write_run(folder, 'ZO', lr=lr)}.csv" for lr in (1e-4, 1e-3)]
+    claims = tmp_path / CLAIMS_FILE
+    claims.write_text("claim,verdict,n\nC1,undecided,3\n")
+    for path, at in ((logs[0], 1000), (logs[1], 2000), (claims, 2000 + age)):
+        os.utime(path, (at, at))
+    found = read_claims(read_folder(folder))["age"]
+    assert found.startswith(said)
+    assert bool(found) == bool(said)
+
+
+@pytest.mark.parametrize("broken", ["claims.csv", "probes/ZO_reduced_bs4_q1_lr1e-04.csv"])
+def test_a_table_of_zero_bytes_is_named(tmp_path, broken):
+    write_run(tmp_path / "csv_logs", "ZO", lr=1e-4)
+    (tmp_path / broken).parent.mkdir(exist_ok=True)
+    (tmp_path / broken).write_text("")
+    with pytest.raises(UserError, match=rf"{broken} is not a CSV table \(.*\): remove it or write it again"):
+        read_claims(read_folder(tmp_path / "csv_logs"))
 
 
 @pytest.mark.parametrize(

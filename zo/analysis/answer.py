@@ -18,14 +18,15 @@ def state_answer(answer: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
     sentences, keys = [], stats.list_context(runs)
     for _, zo in answer[answer["mode"] == "ZO"].iterrows() if len(answer) else ():
         where, gap = stats.name_context(zo, runs), zo["minus_FO"]
+        fo = _stand_beside(answer, zo, keys, "FO")["loss"]
         start = (
             f"{where}: best {stats.name_method(zo, runs)} (lr {spell_lr(zo['lr'])}) ends at {zo['loss']:.3f}"
         )
-        parts = ["no FO run finished to compare with"]
+        parts = ["no FO run finished to compare with" if fo.empty else "FO's loss is infinite too"]
         if not pd.isna(gap):
             side = "above" if gap > 0 else "below"
             doubt = zo["minus_FO_low"] <= 0 <= zo["minus_FO_high"]
-            parts = [f"{spread(abs(gap), _half(zo, 'minus_FO'))} {side} the best FO's {zo['loss'] - gap:.3f}"]
+            parts = [f"{spread(abs(gap), _half(zo, 'minus_FO'))} {side} the best FO's {fo.item():.3f}"]
             parts[0] += " (the interval holds 0: no difference shown)" if doubt else ""
         for control in ("Frozen", "Random"):
             gain = -zo[f"minus_{control}"]
@@ -51,9 +52,14 @@ def list_lost_methods(answer: pd.DataFrame, best: pd.DataFrame, runs: pd.DataFra
 
 def _doubt_rates(answer: pd.DataFrame, zo: pd.Series, keys: list[str]) -> str:
     """Say which of FO and ZO is not tuned inside the learning rates tried, in the context of `zo`."""
-    same = answer[keys].astype(str).eq(zo[keys].astype(str)).all(axis=1) & answer["mode"].isin(["FO", "ZO"])
-    flagged = [f"{row.mode} ({row.edge})" for row in answer[same].itertuples() if row.edge]
+    beside = _stand_beside(answer, zo, keys, "FO", "ZO")
+    flagged = [f"{row.mode} ({row.edge})" for row in beside.itertuples() if row.edge]
     return f" Learning rate not settled: {', '.join(flagged)}." if flagged else ""
+
+
+def _stand_beside(answer: pd.DataFrame, zo: pd.Series, keys: list[str], *modes: str) -> pd.DataFrame:
+    """Return the rows of some methods in the context of `zo`."""
+    return answer[stats.match_rows(answer, zo, keys) & answer["mode"].isin(modes)]
 
 
 def list_warnings(best: pd.DataFrame, runs: pd.DataFrame) -> list[str]:

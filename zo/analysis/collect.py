@@ -42,7 +42,7 @@ NOTES = {
     "fwd equiv. over FO's, over seeds with its 95 % interval.",
     "equal_budgets": "Loss minus FO's (positive: FO ahead) at the largest budget that both reached, "
     "interpolated; a backward pass counts {cost:g}. Each keeps the learning rate that was best for its whole "
-    "run. Equal peak memory: final losses, against the best FO cell that fits in the method's memory [MB].",
+    "run. Equal peak memory: final losses, against the best FO cell that fits in the method's memory [MiB].",
     "probes": "Of the runs that the study's key probe names, at the weights they began with, had at the "
     "steps of probe_steps, and ended with, on the batches after their last step's. n: estimates, over runs "
     "and batches; those of one batch share its gradient. law: exact for a linear loss; the best rate's for "

@@ -3,6 +3,8 @@
 Curves are read between their logged points by straight lines and never continued past their ends.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 
@@ -14,9 +16,11 @@ from zo.analysis.stats import (
     index_by_seed,
     lead_cells,
     list_context,
+    match_rows,
     pick_score,
     select_runs,
 )
+from zo.methods import METHODS, uses_backprop
 
 BUDGETS = {
     "steps": "step",
@@ -30,15 +34,22 @@ SLACK = 1.01
 
 
 def read_curve(frame: pd.DataFrame, score: str, backward_cost: float = 2.0) -> pd.DataFrame:
-    """Return a run's measured points: step, tokens, forward_passes, equivalents, seconds, loss (nats).
-
-    `equivalents` = forward passes + `backward_cost` x backward passes (2 is the usual count of FLOPs).
-    """
+    """Return a run's measured points: step, tokens, forward_passes, equivalents, seconds, loss (nats)."""
     name = "val_loss" if score == "final_val_loss" else "loss"
     curve = frame[["step", "tokens", "forward_passes", "seconds"]].copy()
-    curve["equivalents"] = frame["forward_passes"] + backward_cost * frame["backward_passes"].fillna(0)
+    curve["equivalents"] = count_equivalents(frame, backward_cost)
     curve["loss"] = frame[name]
     return curve[np.isfinite(curve["loss"])].reset_index(drop=True)
+
+
+def count_equivalents(rows: pd.DataFrame, backward_cost: float) -> pd.Series:
+    """Return forward passes + `backward_cost` x backward passes (2 is the usual count of FLOPs).
+
+    Backward passes that were not logged are none of a method without backprop, and of another unknown.
+    """
+    none = rows["mode"].map(lambda mode: mode in METHODS and not uses_backprop(mode)).astype(bool)
+    backward = rows["backward_passes"].astype(float)
+    return rows["forward_passes"].astype(float) + backward_cost * backward.mask(none & backward.isna(), 0.0)
 
 
 def cross(cost: np.ndarray, loss: np.ndarray, target: float) -> float:
@@ -97,6 +108,12 @@ def read_curves(logs: Logs, runs: pd.DataFrame, score: str, backward_cost: float
     return {run: curve for run, curve in curves.items() if len(curve)}
 
 
+def find_span(curves: Iterable[pd.DataFrame], cost: str) -> tuple[float, float]:
+    """Find the range of a cost that all curves cover; NaN where one does not know it."""
+    ends = np.array([[curve[cost].min(), curve[cost].max()] for curve in curves], dtype=float).reshape(-1, 2)
+    return (float(ends[:, 0].max()), float(ends[:, 1].min())) if len(ends) else (np.nan, np.nan)
+
+
 def average_curves(curves: dict) -> pd.DataFrame:
     """Average seeds' curves at the steps that all of them measured, in the order of steps."""
     points = pd.concat([*curves.values(), pd.DataFrame(columns=["step", "equivalents", "loss"], dtype=float)])
@@ -136,7 +153,7 @@ def compare_equal_budgets(logs: Logs, runs: pd.DataFrame, backward_cost: float =
     One row a (context, method, q, kind): `budget`, `loss`, `FO_loss` and `difference` (positive: FO is
     ahead) with `low`, `high`, `n`. Empty where the curves share no range. Both keep the learning rate that
     was best at the end of their runs, so an arm cut short by the budget was not tuned for it. The last kind,
-    peak memory (MB), compares a method with the best FO cell that fits in that method's memory.
+    peak memory (MiB), compares a method with the best FO cell that fits in that method's memory.
     """
     cells, score = lead_cells(runs, ("mode", "q")), pick_score(runs)
     baselines, rows = best_learning_rates(runs).query("mode == 'FO' and n > 0"), []
@@ -154,9 +171,7 @@ def compare_equal_budgets(logs: Logs, runs: pd.DataFrame, backward_cost: float =
 
 def _meet(arm: tuple, fo: tuple, kind: str) -> dict:
     """Compare two arms (cell, runs, curves) at the end of the range that all their curves share."""
-    curves = [curve.dropna(subset=BUDGETS[kind]) for _, _, found in (arm, fo) for curve in found.values()]
-    xs = [curve[BUDGETS[kind]] for curve in curves]
-    start, end = max((x.min() for x in xs), default=np.nan), min((x.max() for x in xs), default=np.nan)
+    start, end = find_span([*arm[2].values(), *fo[2].values()], BUDGETS[kind])
     nobody = pd.Series(dtype=float)
     if not start < end:
         return _lay_budget(arm, fo[0]["lr"], kind, np.nan, nobody, nobody)
@@ -165,15 +180,20 @@ def _meet(arm: tuple, fo: tuple, kind: str) -> dict:
 
 
 def _meet_in_memory(arm: tuple, fo: tuple, runs: pd.DataFrame, baselines: pd.DataFrame) -> dict:
-    """Compare an arm's final losses with those of the best FO cell whose peak memory is no larger."""
+    """Compare an arm's final losses with those of the best FO cell whose peak memory is no larger.
+
+    The budget is unknown where a peak that would decide was not logged.
+    """
     cell, mine, _ = arm
     keys, score, limit = list_context(runs), pick_score(runs), mine["peak_memory_mb"].mean()
     own = index_by_seed(mine, score)
-    same = baselines[keys].astype(str).eq(cell[keys].astype(str)).all(axis=1)
+    same = match_rows(baselines, cell, keys)
     for _, baseline in baselines[same].sort_values("loss", kind="stable").iterrows():
         theirs = select_runs(runs, baseline)
-        if theirs["peak_memory_mb"].mean() <= SLACK * limit:
+        peak = theirs["peak_memory_mb"].mean()
+        if peak <= SLACK * limit:
             return _lay_budget(arm, baseline["lr"], MEMORY, limit, own, index_by_seed(theirs, score))
+        limit = np.nan if pd.isna(peak) else limit
     return _lay_budget(arm, fo[0]["lr"], MEMORY, limit, own, own.iloc[:0])
 
 
@@ -190,5 +210,6 @@ def _lay_budget(
 def read_at(curves: dict, runs: pd.DataFrame, cost: str, budget: float) -> pd.Series:
     """Read each run's loss at `budget`, indexed by seed; `budget` lies within every curve."""
     seeds = index_seeds(runs)
-    values = [np.interp(budget, curve[cost], curve["loss"]) for curve in curves.values()]
+    known = [curve.dropna(subset=cost) for curve in curves.values()]
+    values = [np.interp(budget, curve[cost], curve["loss"]) for curve in known]
     return pd.Series(values, index=[seeds[run] for run in curves], dtype=float)

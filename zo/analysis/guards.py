@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from zo.analysis import stats
-from zo.analysis.curves import BUDGETS
+from zo.analysis.curves import BUDGETS, count_equivalents
 from zo.analysis.runs import spell_lr
 
 TOLERANCE = 0.05
@@ -133,6 +133,18 @@ def check_lost_seeds(scene: Scene) -> Iterator[Finding]:
             yield Finding("seeds missing", scene.where, message, remedy, scene.find_cost(row["mode"]))
 
 
+def check_unshared_seeds(scene: Scene) -> Iterator[Finding]:
+    """Seeds that only one side of a comparison has: its loss is their mean too, the difference is not."""
+    n = dict(zip(scene.answer["mode"], scene.answer["n"], strict=True))
+    for row in scene.trained.to_dict("records"):
+        shared = row["minus_FO_n"]
+        if row["mode"] != "FO" and 2 <= shared < max(row["n"], n["FO"]):
+            name = stats.name_method(row, scene.study)
+            message = f"{name} has n = {row['n']} and FO n = {n['FO']}, but they share {shared}: a loss is "
+            message += "the mean of all its own, the difference that of the shared ones"
+            yield Finding("seeds differ", scene.where, message, "run the same seeds of both")
+
+
 def check_divergence(scene: Scene) -> Iterator[Finding]:
     """A learning rate that diverged in some seeds only: averaging the others would hide it."""
     axes = ["mode", "q", *stats.list_knobs(scene.study), "lr"]
@@ -206,6 +218,19 @@ def check_budgets(scene: Scene) -> Iterator[Finding]:
         yield Finding("unequal budget", scene.where, message, remedy, tuple(cost))
 
 
+def check_passes(scene: Scene) -> Iterator[Finding]:
+    """Passes that were not logged: at equal steps a lead may have been bought with many times as many."""
+    rows = [row for _, row in scene.trained.iterrows()]
+    unknown = {row["mode"]: row for row in rows if pd.isna(_sum_costs(scene, row)[PASSES])}
+    hidden = scene.compared if "FO" in unknown else tuple(unknown)
+    if hidden and "FO" in set(scene.answer["mode"]):
+        names = ", ".join(stats.name_method(row, scene.study) for row in unknown.values())
+        message = f"the passes of {names} were not logged: nothing shows what a lead cost"
+        remedy = "log forward_passes, and of methods with backprop backward_passes too"
+        leads = tuple(row["mode"] for row in rows if row["mode"] in hidden and find_leader(row))
+        yield Finding("passes unknown", scene.where, message, remedy, leads)
+
+
 def _tell_costs(scene: Scene, theirs: dict[str, float], equal: tuple, unequal: tuple, arms: list) -> str:
     """Name the budgets that are equal, and those that are not with what FO and each arm had spent."""
     costs = []
@@ -226,11 +251,7 @@ def _find_buyer(row: pd.Series, mine: dict[str, float], theirs: dict[str, float]
 def _sum_costs(scene: Scene, cell: pd.Series) -> dict[str, float]:
     """Median over seeds of what a cell's runs had spent at their ends; NaN where it was not logged."""
     mine = stats.select_runs(scene.runs, cell)
-    backward = mine["backward_passes"].astype(float).fillna(0)
-    spent = mine.assign(
-        step=mine["steps"],
-        equivalents=mine["forward_passes"].astype(float) + scene.backward_cost * backward,
-    )
+    spent = mine.assign(step=mine["steps"], equivalents=count_equivalents(mine, scene.backward_cost))
     kinds = {kind: column for kind, column in BUDGETS.items() if kind != "seconds"}
     return {kind: float(spent[column].astype(float).median()) for kind, column in kinds.items()}
 
@@ -272,8 +293,10 @@ GUARDS: tuple[Callable[[Scene], Iterator[Finding]], ...] = (
     check_seeds,
     check_repeats,
     check_lost_seeds,
+    check_unshared_seeds,
     check_validation,
     check_budgets,
+    check_passes,
     check_learning,
     check_divergence,
     check_controls,

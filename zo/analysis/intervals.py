@@ -61,11 +61,14 @@ def difference_interval(left: pd.Series, right: pd.Series, confidence: float = 0
     """Return the interval of left - right, both indexed by seed, over the seeds that both have.
 
     Pairing by seed is right here because runs of one seed share their initial weights and their batches.
-    Where no seed is shared the means' difference comes back with n = 0.
+    Where no seed is shared the means' difference comes back with n = 0. Where both lost infinitely in a seed
+    there is no difference, and all is NaN but n.
     """
     shared = pair_seeds(left, right)
     if not len(shared):
         return NOTHING._replace(mean=left.mean() - right.mean())
+    if (np.isinf(left[shared]) & np.isinf(right[shared])).any():
+        return NOTHING._replace(n=len(shared))
     return mean_interval(left[shared] - right[shared], confidence)
 
 

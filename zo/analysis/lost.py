@@ -59,6 +59,12 @@ def _judge(files: RunFiles) -> Unfinished | None:
     return Unfinished(files.run, state, files.job_log)
 
 
+def tell_partial(unfinished: list[Unfinished]) -> list[str]:
+    """Say that runs are not there, and which; nothing where all are."""
+    head = f"PARTIAL: no outcome of {len(unfinished)} of the runs. `snakemake` goes on with them."
+    return [head, *list_unfinished(unfinished)] if unfinished else []
+
+
 def list_unfinished(runs: list[Unfinished]) -> list[str]:
     """A line for each lost run, with its log and the log's last lines; the others are named without."""
     lines = []

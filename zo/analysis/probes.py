@@ -5,7 +5,7 @@ import pandas as pd
 
 from zo.analysis.guards import Finding
 from zo.analysis.intervals import Interval, mean_interval
-from zo.analysis.runs import Logs
+from zo.analysis.runs import Logs, read_table
 from zo.layout import shorten
 
 KEYS = ["at", "scope", "d", "mode", "quantity", "q", "epsilon"]
@@ -24,9 +24,9 @@ COLUMNS = [*KEYS, "measured", "low", "high", "n", "law"]
 
 
 def read_probes(logs: Logs) -> pd.DataFrame:
-    """Read probes/<run>.csv of the runs; no rows where none was probed."""
+    """Read probes/<run>.csv of the runs; no rows where none was probed. Raises UserError for a broken one."""
     paths = [logs.folder.parent / "probes" / f"{run}.csv" for run in logs.frames]
-    frames = [pd.read_csv(path, dtype={"at": str}) for path in paths if path.is_file()]
+    frames = [read_table(path, dtype={"at": str}) for path in paths if path.is_file()]
     frames = [frame for frame in frames if len(frame)]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["run", *KEYS])
 

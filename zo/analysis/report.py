@@ -16,7 +16,7 @@ from zo.analysis.collect import NOTES, TITLES, Reading, read_folder
 from zo.analysis.figures.captions import state_basis, write_captions
 from zo.analysis.figures.panels import say_n
 from zo.analysis.figures.plots import draw_figures
-from zo.analysis.runs import list_axes, spell_lr
+from zo.analysis.runs import list_axes, read_table, spell_lr
 from zo.analysis.tables import SHOW, show_runs
 from zo.analysis.verdicts import WITHHELD, state_comparisons
 from zo.files import make_folder, write_aside
@@ -172,7 +172,7 @@ def lay_runs(reading: Reading) -> Table:
     exact = {
         "lr": "lr", "steps": "steps", "train": "final_loss", "val": "final_val_loss",
         "best val": "best_val_loss", "tokens": "tokens", "fwd": "forward_passes", "bwd": "backward_passes",
-        "seconds": "seconds", "tokens/s": "tokens_per_second", "MB": "peak_memory_mb",
+        "seconds": "seconds", "tokens/s": "tokens_per_second", "MiB": "peak_memory_mb",
     }  # fmt: skip
     keys = {name: runs[column] for name, column in exact.items()}
     frame = pd.concat([shown[["run", "status"]], settings, shown.drop(columns=["run", "status"])], axis=1)
@@ -200,18 +200,28 @@ def _sort_key(value: object) -> str:
 def read_claims(reading: Reading) -> dict | None:
     """Read the claims of the results folder: their count, and a card with its table for each; None: none.
 
-    A `claims.csv` from elsewhere that lacks columns is shown as the table that it is.
+    A `claims.csv` from elsewhere that lacks columns is shown as the table that it is. Raises UserError for
+    one that is no table.
     """
     path = reading.logs.folder.parent / CLAIMS
     if not path.is_file():
         return None
-    table = pd.read_csv(path)
+    table, age = read_table(path), state_age(reading, path)
     if not set(COLUMNS) <= set(table):
-        plain = lay_frame("Claims", pd.read_csv(path, dtype=str, keep_default_na=False))
-        return {"plain": plain}
+        plain = lay_frame("Claims", read_table(path, dtype=str, keep_default_na=False))
+        return {"age": age, "plain": plain}
     cards = lay_cards(table.astype({"n": "Int64"}))
     tables = [lay_frame(f"{card.name}: every comparison", card.shown) for card in cards]
-    return {"counts": count_verdicts(table), "cards": list(zip(cards, tables, strict=True))}
+    return {"age": age, "counts": count_verdicts(table), "cards": list(zip(cards, tables, strict=True))}
+
+
+def state_age(reading: Reading, claims: Path) -> str:
+    """Say that verdicts are older than some of the logs, if they are: they were reached without those."""
+    judged = claims.stat().st_mtime_ns
+    logs = [reading.logs.folder / f"{run}.csv" for run in reading.logs.frames]
+    newer = sum(log.stat().st_mtime_ns > judged for log in logs)
+    remedy = f"judge again: python -m zo claims {reading.logs.folder.as_posix()}"
+    return f"{CLAIMS} is older than {newer} of the {len(logs)} logs; {remedy}" if newer else ""
 
 
 def find_width(png: bytes) -> int:

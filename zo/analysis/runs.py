@@ -1,7 +1,7 @@
 """CSV logs to one table: a row for each logged step (`Logs`), then a row for each run (`summarize_runs`).
 
 A loss that was measured and came out NaN or infinite is kept as +inf, so that NaN only ever means "not
-measured" and a diverged value can never drop out of a mean unseen. Units: losses in nats, memory in MB.
+measured" and a diverged value can never drop out of a mean unseen. Units: losses in nats, memory in MiB.
 """
 
 import json
@@ -70,7 +70,7 @@ def summarize_runs(logs: Logs) -> pd.DataFrame:
     `final_val_loss` is the last one measured, and empty where the run did not finish. A diverged run's
     `final_loss` is inf where one of those rows is. `tokens_per_second` is tokens / seconds of the whole run.
     """
-    settings = pd.DataFrame([_read_settings(logs, run) for run in logs.frames], index=list(logs.frames))
+    settings = pd.DataFrame([read_settings(logs, run) for run in logs.frames], index=list(logs.frames))
     for axis in CORE_AXES:
         settings[axis] = settings.get(axis, np.nan)
     settings["q"] = settings["q"].fillna(0)  # a mode that makes no queries: q0, as in its name
@@ -80,6 +80,20 @@ def summarize_runs(logs: Logs) -> pd.DataFrame:
     order = [*CORE_AXES[:4], "lr", *settings.columns[5:], "run"]
     runs = runs.sort_values(order, key=_sort_key, kind="stable").reset_index(drop=True)
     return runs.apply(_whole_numbers)
+
+
+def read_settings(logs: Logs, run: str) -> dict:
+    """Collect a run's settings: its log's first row, then its spec, then (without rows) its name."""
+    spec = {ALIASES.get(key, key): value for key, value in logs.specs[run].items()}
+    known = {key: value for key, value in spec.items() if value is not None and key not in FACTS}
+    flat = {key: json.dumps(v) if isinstance(v, list | dict) else v for key, v in known.items()}
+    named = NAME.match(run)
+    found = named.groupdict() if named and logs.frames[run].empty else {}
+    for key in {"batch_size", "q", "lr"} & found.keys():
+        found[key] = float(found[key]) if re.fullmatch(r"[\d.]+(e[+-]?\d+)?", found[key]) else np.nan
+    logged = {name: logs.frames[run][name].iat[0] for name in LOGGED_AXES if not logs.frames[run].empty}
+    settings = found | flat | {key: value for key, value in logged.items() if not pd.isna(value)}
+    return {key: value for key, value in settings.items() if applies(settings.get("mode"), key)}
 
 
 def list_axes(runs: pd.DataFrame) -> list[str]:
@@ -99,6 +113,15 @@ def spell_lr(lr: float) -> str:
         return "-"
     mantissa, exponent = f"{lr:.6e}".split("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{exponent}"
+
+
+def read_table(path: Path, what: str = "table", **options) -> pd.DataFrame:
+    """Read a CSV file. Raises UserError for one that is none, of zero bytes too; `what` it should be."""
+    try:
+        return pd.read_csv(path, **options)
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(f"{path} is not a CSV {what} ({reason}): remove it or write it again") from None
 
 
 def find_log(logs: Logs, run: str) -> Path | None:
@@ -123,13 +146,9 @@ def _list_logs(folder: Path) -> list[Path]:
 
 def _read_text(path: Path) -> pd.DataFrame:
     """Read one log as text, for "" (not measured) and "nan" (diverged) must stay apart; no rows: crashed."""
-    try:
-        frame = pd.read_csv(path, dtype=object, keep_default_na=False, skipinitialspace=True)
-    except pd.errors.EmptyDataError:
+    if not path.read_bytes().strip():
         return pd.DataFrame()
-    except (pd.errors.ParserError, UnicodeDecodeError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise UserError(f"{path} is not a CSV log ({reason}): remove it or write it again") from None
+    frame = read_table(path, "log", dtype=object, keep_default_na=False, skipinitialspace=True)
     missing = [name for name in ("step", "mode") if name not in frame]
     if not {"loss", "val_loss"} & set(frame.columns):
         missing.append("loss or val_loss")
@@ -170,20 +189,6 @@ def _read_json(path: Path) -> dict:
         return {}
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}): remove it or write it again") from None
-
-
-def _read_settings(logs: Logs, run: str) -> dict:
-    """Collect a run's settings: its log's first row, then its spec, then (without rows) its name."""
-    spec = {ALIASES.get(key, key): value for key, value in logs.specs[run].items()}
-    known = {key: value for key, value in spec.items() if value is not None and key not in FACTS}
-    flat = {key: json.dumps(v) if isinstance(v, list | dict) else v for key, v in known.items()}
-    named = NAME.match(run)
-    found = named.groupdict() if named and logs.frames[run].empty else {}
-    for key in {"batch_size", "q", "lr"} & found.keys():
-        found[key] = float(found[key]) if re.fullmatch(r"[\d.]+(e[+-]?\d+)?", found[key]) else np.nan
-    logged = {name: logs.frames[run][name].iat[0] for name in LOGGED_AXES if not logs.frames[run].empty}
-    settings = found | flat | {key: value for key, value in logged.items() if not pd.isna(value)}
-    return {key: value for key, value in settings.items() if applies(settings.get("mode"), key)}
 
 
 def _find_further_axes(settings: pd.DataFrame) -> list[str]:

@@ -120,10 +120,15 @@ def lead_cells(runs: pd.DataFrame, by: tuple[str, ...] = ("mode",)) -> pd.DataFr
 def select_runs(runs: pd.DataFrame, cell: pd.Series) -> pd.DataFrame:
     """Return the finished runs of one row of `best_learning_rates` (its cell at its lr), one a seed."""
     axes = [axis for axis in list_axes(runs) if axis in cell.index]
-    same = runs["status"] == "done"
+    return runs[(runs["status"] == "done") & match_rows(runs, cell, axes)]
+
+
+def match_rows(table: pd.DataFrame, row: pd.Series, axes: list[str]) -> pd.Series:
+    """Mark the rows of a table that are alike with `row` in some axes; not set is like not set."""
+    same = pd.Series(True, table.index)
     for axis in axes:
-        same &= runs[axis].isna() if pd.isna(cell[axis]) else runs[axis].eq(cell[axis]).fillna(False)
-    return runs[same]
+        same &= table[axis].isna() if pd.isna(row[axis]) else table[axis].eq(row[axis]).fillna(False)
+    return same
 
 
 def compare_methods(runs: pd.DataFrame) -> pd.DataFrame:

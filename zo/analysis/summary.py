@@ -9,7 +9,7 @@ import pandas as pd
 
 from zo.analysis import answer, stats
 from zo.analysis.collect import NOTES, TITLES, Reading, read_folder
-from zo.analysis.lost import Unfinished, find_unfinished, list_problems, list_unfinished
+from zo.analysis.lost import Unfinished, find_unfinished, list_problems, tell_partial
 from zo.analysis.runs import applies, list_axes
 from zo.analysis.tables import SHOW, show_runs
 from zo.analysis.verdicts import state_comparisons
@@ -53,8 +53,7 @@ def _summarize_partly(
     folder: str | Path, only: Collection[str] | None, unfinished: list[Unfinished], backward_cost: float
 ) -> str:
     """Say which runs are not there, then summarize those that are."""
-    head = [f"PARTIAL: no outcome of {len(unfinished)} of the runs. `snakemake` goes on with them."]
-    head += list_unfinished(unfinished)
+    head = tell_partial(unfinished)
     finished = [path.stem for path in Path(folder).glob("*.csv") if only is None or path.stem in only]
     if not finished:
         return "\n".join([*head, "", "No run has finished.", ""])

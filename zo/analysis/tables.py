@@ -45,7 +45,8 @@ def show_budgets(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     shown = shown.where(table["difference"].notna() | (table["kind"] != curves.MEMORY), unfit)
     frame = _name_rows(table, runs)
     keys = list(frame.columns)
-    frame["kind"], frame["shown"] = table["kind"], shown.where(table["budget"].notna(), "no shared range")
+    unknown = table["kind"].map(lambda kind: "not logged" if kind == curves.MEMORY else "no shared range")
+    frame["kind"], frame["shown"] = table["kind"], shown.where(table["budget"].notna(), unknown)
     wide = frame.set_index([*keys, "kind"])["shown"].unstack("kind", sort=False).reset_index()
     kinds = (*curves.BUDGETS, curves.MEMORY)
     return wide.rename(columns={kind: f"at equal {kind.replace('forward-pass', 'fwd')}" for kind in kinds})
@@ -54,7 +55,7 @@ def show_budgets(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
 def show_pareto(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """Lay out who is on which front."""
     frame = _name_rows(table, runs).assign(n=table["n"], loss=_with_interval(table, "loss", "high", ""))
-    frame["peak MB"] = table["peak_memory_mb"].map(shorten)
+    frame["peak MiB"] = table["peak_memory_mb"].map(shorten)
     frame["memory front"] = table["memory_front"].map({True: "on it", False: "-"})
     span = table["passes_from"].map(shorten) + " to " + table["passes_to"].map(shorten)
     return frame.assign(**{"leads at fwd equiv.": span.where(table["passes_from"].notna(), "-")})
@@ -65,7 +66,7 @@ def show_costs(costs: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     frame = _name_rows(costs, runs)
     for name in ("runs", "seconds_per_step", "tokens_per_second", "forward_per_step", "backward_per_step"):
         frame[name.replace("_per_", "/")] = costs[name].map(shorten)
-    return frame.assign(**{"peak MB": costs["peak_memory_mb"].map(shorten)})
+    return frame.assign(**{"peak MiB": costs["peak_memory_mb"].map(shorten)})
 
 
 def show_runs(runs: pd.DataFrame) -> pd.DataFrame:
@@ -74,7 +75,7 @@ def show_runs(runs: pd.DataFrame) -> pd.DataFrame:
     for name, title in {"final_loss": "train", "final_val_loss": "val", "best_val_loss": "best val"}.items():
         frame[title] = runs[name].map(lambda loss: "-" if pd.isna(loss) else f"{loss:.3f}")
     names = {"tokens": "tokens", "forward_passes": "fwd", "backward_passes": "bwd"}
-    names |= {"seconds": "seconds", "tokens_per_second": "tokens/s", "peak_memory_mb": "MB"}
+    names |= {"seconds": "seconds", "tokens_per_second": "tokens/s", "peak_memory_mb": "MiB"}
     return frame.assign(**{title: runs[name].map(shorten) for name, title in names.items()})
 
 

@@ -40,7 +40,7 @@ def judge_methods(answer: pd.DataFrame, findings: Sequence[Finding], runs: pd.Da
 
 
 def _judge(mode: str, gap: Interval, against: Sequence[Finding]) -> str:
-    if pd.isna(gap.mean):
+    if pd.isna(gap.mean) and not gap.n:
         return "no FO run to compare with"
     if against:
         return f"{WITHHELD}: " + ", ".join(dict.fromkeys(finding.guard for finding in against))

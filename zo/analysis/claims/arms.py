@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from zo.analysis.curves import BUDGETS, index_seeds, read_at, read_curves
+from zo.analysis.curves import BUDGETS, find_span, index_seeds, read_at, read_curves
 from zo.analysis.probes import read_probes
 from zo.analysis.runs import Logs, spell_lr
 from zo.analysis.stats import (
@@ -75,12 +75,23 @@ class Cell(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """An arm at the cell and the learning rate that are best at a budget: `losses` (nats) by seed."""
+    """An arm at the cell and the learning rate that are best at a budget: `runs`, `losses` (nats) by seed.
+
+    What speaks against a verdict on it: `untuned`, that its rate lies on the edge of those tried, and
+    `faults`, whatever its rate.
+    """
 
     cell: Cell
+    runs: pd.DataFrame
     losses: pd.Series
     told: str
-    doubts: tuple[str, ...]
+    untuned: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """All that speaks against a verdict."""
+        return self.untuned + self.faults
 
 
 class Evidence:
@@ -109,8 +120,8 @@ class Evidence:
         return probes[probes["run"].isin(self.runs["run"])]
 
     def list_queries(self, scope: str) -> list[int]:
-        """List the query budgets of ZO in a scope."""
-        return sorted(int(q) for q in self._select(Arm("ZO", scope))["q"].unique())
+        """List the query budgets of ZO in a scope; 0 stands for one that was not logged."""
+        return sorted(int(q) for q in self._select(Arm("ZO", scope))["q"].unique() if q)
 
     def share_budget(self, kind: str, *arms: Arm) -> Budget:
         """Find the largest budget that all arms reach; Frozen stays what it is at any."""
@@ -119,26 +130,30 @@ class Evidence:
     def choose(self, arm: Arm, budget: Budget) -> Choice:
         """Choose an arm's cell and learning rate: the lowest mean loss at `budget` of those that reach it.
 
-        Raises Lacking where none does.
+        Raises Lacking where none does, or where its first measurement lies beyond.
         """
         best, lowest = None, np.inf
         for cell in self._list_cells(arm):
-            if arm.mode != "Frozen" and self._reach_of_cell(cell, budget.kind) < budget.amount * ROUNDING:
+            start, end = self._find_span(cell, budget.kind)
+            if arm.mode != "Frozen" and not start <= budget.amount <= end / ROUNDING:
                 continue
             for rate, runs in cell.complete.items():
                 losses = self._read_losses(runs, budget)
                 if losses.mean() < lowest:
                     best, lowest = (cell, rate, losses), losses.mean()
         if best is None:
-            raise Lacking(f"no {arm} that reached {budget}")
+            raise Lacking(f"no {arm} that was measured around {budget}")
         return self._describe(arm, *best)
 
     def find_rates(self, choice: Choice, budget: Budget) -> tuple[pd.Series, tuple[str, ...]]:
         """Find log10 of each seed's best learning rate at `budget` in the cell of a choice, and doubts.
 
-        Refined by `refine_minimum`; a run that diverged has an infinite loss.
+        Refined by `refine_minimum`; a run that diverged has an infinite loss. Raises Lacking where learning
+        rates were not logged.
         """
         cell, found, edges = choice.cell, {}, {}
+        if not (np.array(cell.tried) > 0).all():
+            raise Lacking(f"{cell.name}: learning rates above 0 were not logged")
         for seed, own in cell.runs[cell.runs["lr"].isin(cell.tried)].groupby("seed"):
             done = own[(own["status"] == "done") & own["run"].isin(self.curves)]
             curves = {run: self.curves[run] for run in done["run"]}
@@ -152,7 +167,7 @@ class Evidence:
             f"not tuned: {cell.name}, seed {' '.join(seeds)}: {EDGE_WARNINGS[edge]}"
             for edge, seeds in edges.items()
         ]
-        return pd.Series(found, dtype=float), tuple(doubts)
+        return pd.Series(found, dtype=float), (*doubts, *choice.faults)
 
     def _select(self, arm: Arm) -> pd.DataFrame:
         same = (self.runs["mode"] == arm.mode) & (self.runs["scope"] == arm.scope)
@@ -180,15 +195,15 @@ class Evidence:
                 name = f"{name_method(cell.iloc[0], self.runs)}, {arm.scope}"
                 yield Cell(name, int(q), cell, complete, tried)
 
-    def _reach_of_cell(self, cell: Cell, kind: str) -> float:
-        """Return the largest budget that every run of a cell's complete rates reached."""
+    def _find_span(self, cell: Cell, kind: str) -> tuple[float, float]:
+        """Find the budgets between which every run of a cell's complete rates was measured."""
         runs = [run for own in cell.complete.values() for run in own["run"]]
-        return float(np.min([self.curves[run][BUDGETS[kind]].max() for run in runs]))
+        return find_span([self.curves[run] for run in runs], BUDGETS[kind])
 
     def _reach(self, arm: Arm, kind: str) -> float:
         if self._select(arm).empty:
             raise Lacking(f"no {arm}")
-        found = [self._reach_of_cell(cell, kind) for cell in self._list_cells(arm)]
+        found = [self._find_span(cell, kind)[1] for cell in self._list_cells(arm)]
         if not found:
             raise Lacking(f"no learning rate of {arm} finished in every seed")
         if not np.isfinite(found).any():
@@ -204,17 +219,22 @@ class Evidence:
 
     def _describe(self, arm: Arm, cell: Cell, rate: float, losses: pd.Series) -> Choice:
         """Say what was chosen, and what speaks against a verdict on it."""
+        runs = cell.complete[rate]
         if arm.mode in CONTROLS:
-            return Choice(cell, losses, cell.name, ())
-        doubts, tried = [], ", ".join(map(spell_lr, cell.tried))
+            return Choice(cell, runs, losses, cell.name)
+        untuned, told = [], f"{cell.name} (lr {spell_lr(rate)} of {', '.join(map(spell_lr, cell.tried))})"
         if edge := flag_edge(rate, cell.tried):
-            doubts.append(f"not tuned: {cell.name}, lr {spell_lr(rate)}: {EDGE_WARNINGS[edge]}")
-        starts = [self.curves[run]["loss"].iloc[0] for run in cell.complete[rate]["run"]]
-        if losses.mean() >= np.mean(starts):
-            doubts.append(f"{cell.name} did not learn: it is no better than the untrained model")
+            untuned.append(f"not tuned: {cell.name}, lr {spell_lr(rate)}: {EDGE_WARNINGS[edge]}")
+        return Choice(cell, runs, losses, told, tuple(untuned), tuple(self._find_faults(cell, runs, losses)))
+
+    def _find_faults(self, cell: Cell, runs: pd.DataFrame, losses: pd.Series) -> Iterator[str]:
+        """Find what takes a verdict away at any learning rate: no validation, or nothing learned."""
         if self.score != "final_val_loss":
-            doubts.append("no validation loss was measured: these are training losses")
-        return Choice(cell, losses, f"{cell.name} (lr {spell_lr(rate)} of {tried})", tuple(doubts))
+            yield "no validation loss was measured: these are training losses"
+        elif runs["initial_val_loss"].isna().any():
+            yield f"{cell.name}: no loss of the untrained model was logged, so nothing shows that it learned"
+        elif losses.mean() >= runs["initial_val_loss"].mean():
+            yield f"{cell.name} did not learn: it is no better than the untrained model"
 
 
 def keep_context(runs: pd.DataFrame, largest: bool = False) -> pd.DataFrame:

@@ -57,8 +57,9 @@ class Contest(NamedTuple):
 
     @property
     def shares(self) -> pd.Series:
-        """(floor - ZO) / (floor - FO) by seed: the part of FO's gain that ZO reaches."""
-        return ((self.floor.losses - self.zo.losses) / (self.floor.losses - self.fo.losses)).dropna()
+        """(floor - ZO) / (floor - FO) by seed: the part of FO's gain that ZO reaches; no gain has none."""
+        shares = (self.floor.losses - self.zo.losses) / (self.floor.losses - self.fo.losses)
+        return shares[np.isfinite(shares)]
 
     @property
     def told(self) -> str:

@@ -10,6 +10,7 @@ from scipy.stats import ttest_ind
 from zo.analysis.claims.arms import Evidence, Lacking
 from zo.analysis.claims.compare import BELOW_0, Comparison
 from zo.analysis.intervals import Interval, mean_interval
+from zo.analysis.probes import check_epsilon
 
 COSINE_TOLERANCE = 0.10
 """C2: how far the RMS cosine may be from its law, as a part of it."""
@@ -18,13 +19,18 @@ COSINE_TOLERANCE = 0.10
 def compare_cosines(evidence: Evidence) -> Iterator[Comparison]:
     """C2: the RMS cosine over its law lies within 1 +- COSINE_TOLERANCE, and it falls with d at fixed q.
 
-    Over the estimates of all probed runs; by its law a cosine does not depend on its batch's gradient. Of
-    each scope the worst ratio stands for all, of the falls the least one, chosen by the widened intervals.
+    Over the estimates of all probed runs with Gaussian directions, which the law is for; by it a cosine does
+    not depend on its batch's gradient. Of each scope the worst ratio stands for all, of the falls the least
+    one, chosen by the widened intervals.
     """
-    rows = evidence.probes[evidence.probes["quantity"] == "cosine"]
+    probes = evidence.probes
+    families = probes["run"].map(lambda run: evidence.logs.specs[run].get("direction_family", "gaussian"))
+    probes = probes[families == "gaussian"]
+    rows = probes[probes["quantity"] == "cosine"]
     if rows.empty:
-        raise Lacking("no probes of cosines")
-    ratios = {key: _compare_law(key, own) for key, own in rows.groupby(["scope", "d", "at", "q"])}
+        raise Lacking("no probes of the cosines of Gaussian directions")
+    doubts = tuple(f"{bad.where}: {bad.message}" for bad in check_epsilon(probes, evidence.logs))
+    ratios = {key: _compare_law(key, own, doubts) for key, own in rows.groupby(["scope", "d", "at", "q"])}
     falls = [
         _compare_places(below, above)
         for _, own in rows.groupby(["at", "q"])
@@ -40,7 +46,7 @@ def compare_cosines(evidence: Evidence) -> Iterator[Comparison]:
     yield max(falls, key=lambda fall: fall.measure(confidence).high)._replace(stands_for=len(falls))
 
 
-def _compare_law(key: tuple, rows: pd.DataFrame) -> Comparison:
+def _compare_law(key: tuple, rows: pd.DataFrame, doubts: tuple[str, ...]) -> Comparison:
     """Compare the RMS cosine of one (scope, d, at, q) with its law."""
     scope, d, at, q = key
     squares = ((rows["value"] / rows["law"]) ** 2).to_numpy()
@@ -51,7 +57,7 @@ def _compare_law(key: tuple, rows: pd.DataFrame) -> Comparison:
 
     said = f"{scope}, d = {d:.0f}, q = {q:.0f}, at the runs' {at}"
     region = (1 - COSINE_TOLERANCE, 1 + COSINE_TOLERANCE)
-    return Comparison(f"worst RMS cosine over its law, {scope}", "of the law", measure, said, region)
+    return Comparison(f"worst RMS cosine over its law, {scope}", "of the law", measure, said, region, doubts)
 
 
 def _compare_places(below: pd.DataFrame, above: pd.DataFrame) -> Comparison:

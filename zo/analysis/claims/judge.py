@@ -15,6 +15,7 @@ from zo.analysis.claims.arms import Evidence, Lacking
 from zo.analysis.claims.compare import Comparison
 from zo.analysis.claims.rules import CLAIMS, Claim
 from zo.analysis.intervals import Interval
+from zo.analysis.lost import find_unfinished, tell_partial
 from zo.analysis.runs import Logs, read_logs, summarize_runs
 from zo.analysis.summary import FORMATS, check_format
 from zo.files import make_folder, write_aside
@@ -24,8 +25,9 @@ SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
 MIN_SEEDS = 3
 LEVEL = 0.95
 LEVELS = (
-    "Intervals are Student's t at 95 % over seeds, paired by seed (C2: over the probes' estimates). Verdicts "
-    "rest on the widened ones, which hold for all judged comparisons at once (Bonferroni)."
+    "Intervals are Student's t at 95 % over seeds, paired by seed. Verdicts rest on the widened ones, which "
+    "hold at 95 % for all judged comparisons over seeds at once (Bonferroni). C2's are over the probes' "
+    "estimates: a family of their own, which holds at 95 % by itself."
 )
 COLUMNS = (
     "claim", "verdict", "reason", "statement", "role", "quantity", "effect", "unit", "low", "high",
@@ -43,14 +45,16 @@ def write_claims(
 ) -> str:
     """Judge the claims by a folder of CSV logs (of `only` these runs), write `out` (CSV); the text.
 
-    `format`: of the text: text, md, csv, json or tex. Raises UserError for a folder that holds no logs.
+    `format`: of the text: text, md, csv, json or tex; those for people name the runs without an outcome.
+    Raises UserError for a folder that holds no logs.
     """
     check_format(format, FORMATS)
+    unfinished = find_unfinished(folder, only)
     logs = read_logs(folder, only)
     table = judge_claims(logs, summarize_runs(logs), backward_cost)
     make_folder(Path(out).parent)
     write_aside(Path(out), table.to_csv(index=False))
-    return tell_claims(table, format)
+    return tell_claims(table, format, tell_partial(unfinished))
 
 
 def judge_claims(logs: Logs, runs: pd.DataFrame, backward_cost: float = 2.0) -> pd.DataFrame:
@@ -102,13 +106,16 @@ def reach_verdict(judged: list[tuple[Comparison, Interval]], lacking: str | None
     return SUPPORTED, ""
 
 
-def tell_claims(table: pd.DataFrame, format: str = "text") -> str:
-    """Tell the claims for people (text, md, tex), verdict first; or the table as csv or json."""
+def tell_claims(table: pd.DataFrame, format: str = "text", partial: Iterable[str] = ()) -> str:
+    """Tell the claims for people (text, md, tex), verdict first; or the table as csv or json.
+
+    `partial`: lines for people on runs that are not there, before all else.
+    """
     if format == "csv":
         return table.to_csv(index=False)
     if format == "json":
         return json.dumps(json.loads(table.to_json(orient="records")), indent=1) + "\n"
-    parts = [write_lines([count_verdicts(table), LEVELS], format)]
+    parts = [write_lines([*partial, count_verdicts(table), LEVELS], format)]
     for card in lay_cards(table):
         tables = [render(card.shown, format)] * (len(card.shown) > 0)
         body = [write_lines([card.reason], format), *tables, write_lines(card.compared, format)]

@@ -3,7 +3,7 @@
 The rules were fixed before the runs; docs/claims.md tells them in words. Every threshold is our choice.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from itertools import pairwise
@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from pandas.api.typing import SeriesGroupBy
 
-from zo.analysis.claims.arms import Arm, Evidence, Lacking
+from zo.analysis.claims.arms import Arm, Budget, Choice, Evidence, Lacking
 from zo.analysis.claims.compare import (
     ABOVE_0,
     BELOW_0,
@@ -27,10 +28,16 @@ from zo.analysis.claims.compare import (
 from zo.analysis.claims.cosines import compare_cosines
 from zo.analysis.curves import BUDGETS, SLACK
 from zo.analysis.intervals import Interval, difference_interval, mean_interval
+from zo.analysis.runs import read_settings
 from zo.engine.laws import best_rate_ratio
+from zo.methods import UPDATE
 
 VARIANCE_MARGIN = 0.05
 """C6 [nats]: by how much one query a step may be worse than many and still not be at a disadvantage."""
+MEMORY_SETTINGS = ("optimizer", "momentum", "block_size", "precision", "weights", "ranks")
+"""C8: what memory depends on and FO and ZO both read; FO's least is taken over its own further settings."""
+EMBEDDING = ("bp_learning_rate", "embedding_parts", *sorted(UPDATE))
+"""C4: what the embedding's phase depends on."""
 STEPS, TOKENS, PASSES, SECONDS = BUDGETS
 TRIO = ("Frozen", "ZO", "FO")
 
@@ -82,16 +89,16 @@ def compare_layerwise(evidence: Evidence) -> Iterator[Comparison]:
     judged too, for a share of nothing is no share.
     """
     layers, plain = [Arm(f"Layerwise{mode}") for mode in TRIO], [Arm(mode) for mode in TRIO]
-    budget, end = evidence.share_budget(STEPS, *layers, *plain), evidence.share_budget(STEPS, *layers)
+    budget = evidence.share_budget(STEPS, *layers, *plain)
     by_layer = hold_contest(evidence, "layer-wise", budget, *layers)
     full = hold_contest(evidence, "full", budget, *plain)
-    is_cut = budget.amount * SLACK < end.amount
-    yield subtract_shares(by_layer, full, (f"the layer-wise schedules of {end} are cut short",) * is_cut)
+    chosen = (by_layer.floor, by_layer.zo, by_layer.fo)
+    yield subtract_shares(by_layer, full, _doubt_schedules(evidence, chosen, budget))
     what = "what ZO's phases add, LayerwiseZO minus LayerwiseFrozen"
     yield subtract(by_layer.zo, by_layer.floor, what, budget, BELOW_0)
     for contest in (by_layer, full):
         yield show_share(contest)
-    for choice, arm in zip((by_layer.floor, by_layer.zo, by_layer.fo), layers, strict=True):
+    for choice, arm in zip(chosen, layers, strict=True):
         yield subtract(choice, full.fo, f"{arm.mode} minus FO", budget)
 
 
@@ -131,18 +138,29 @@ def compare_rate_growth(evidence: Evidence) -> Iterator[Comparison]:
 def compare_memory(evidence: Evidence) -> Iterator[Comparison]:
     """C8: FO's peak memory minus ZO's > 0 at the largest model; what each needs above Frozen is shown.
 
-    By seed FO's least peak and ZO's largest, over learning rates and queries: against the claim.
+    By seed FO's least peak and ZO's largest, over learning rates and queries: against the claim. Only runs
+    alike in MEMORY_SETTINGS are compared, each kind of them by itself.
     """
-    peaks = {"FO": _read_peaks(evidence, "FO").min(), "ZO": _read_peaks(evidence, "ZO").max()}
+    fo, zo = (_read_peaks(evidence, mode) for mode in ("FO", "ZO"))
+    alike = [settings for settings in fo if settings in zo]
+    if not alike:
+        ours, theirs = (next(iter(peaks)) for peaks in (fo, zo))
+        apart = f"FO {_tell_settings(ours - theirs)}, ZO {_tell_settings(theirs - ours)}"
+        raise Lacking(f"no FO and ZO, full, with the same settings: {apart}")
     size = evidence.runs["model_size"].iloc[0] if "model_size" in evidence.runs else "the only"
     where = f"scope full, model {size}, batch size {evidence.runs['batch_size'].iloc[0]}"
-    gap = partial(difference_interval, peaks["FO"], peaks["ZO"])
-    yield Comparison("peak memory, FO minus ZO", "MB", gap, where, ABOVE_0)
+    frozen = {}
     with suppress(Lacking):
-        frozen = _read_peaks(evidence, "Frozen").mean()
-        for mode, peak in peaks.items():
-            above = partial(difference_interval, peak, frozen)
-            yield Comparison(f"peak memory, {mode} above Frozen (inference)", "MB", above, where)
+        frozen = _read_peaks(evidence, "Frozen")
+    for settings in alike:
+        told = _tell_settings(settings.difference(frozenset.intersection(*alike)), " of ")
+        peaks = {"FO": fo[settings].min(), "ZO": zo[settings].max()}
+        gap = partial(difference_interval, peaks["FO"], peaks["ZO"])
+        yield Comparison(f"peak memory{told}, FO minus ZO", "MiB", gap, where, ABOVE_0)
+        for inference in (own.mean() for fewer, own in frozen.items() if fewer <= settings):
+            for mode, peak in peaks.items():
+                above = partial(difference_interval, peak, inference)
+                yield Comparison(f"peak memory{told}, {mode} above Frozen (inference)", "MiB", above, where)
 
 
 CLAIMS = (
@@ -165,11 +183,31 @@ def find_slope(queries: list[int], rates: pd.Series) -> float:
     return float(np.polyfit(np.log10(queries), rates.to_numpy(float), 1)[0])
 
 
+def _doubt_schedules(evidence: Evidence, chosen: Iterable[Choice], budget: Budget) -> tuple[str, ...]:
+    """Doubt layer-wise arms that a budget reads before their end, or whose embedding was trained otherwise.
+
+    The embedding is most of what they reach, so with another rate the floor is another one.
+    """
+    runs = [run for choice in chosen for run in choice.runs["run"]]
+    end = Budget(STEPS, float(max(evidence.curves[run]["step"].max() for run in runs)))
+    is_cut = budget.amount * SLACK < end.amount
+    phases = [_read_embedding(spec) for run in runs if "learning_rate" in (spec := evidence.logs.specs[run])]
+    apart = ", ".join(key for key in EMBEDDING if len({phase[key] for phase in phases}) > 1)
+    doubts = (f"the layer-wise schedules of {end} are cut short",) * is_cut
+    return doubts + (f"the layer-wise arms differ in how the embedding is trained: {apart}",) * bool(apart)
+
+
+def _read_embedding(spec: dict) -> dict:
+    """Read how a layer-wise run trains its embedding; without a rate of its own by the run's."""
+    rate = spec.get("bp_learning_rate") or spec["learning_rate"]
+    return {key: spec.get(key) for key in EMBEDDING} | {"bp_learning_rate": rate}
+
+
 def _list_queries(evidence: Evidence) -> list[Arm]:
     """List the arms of C5 to C7: ZO in scope full, fewest queries first; at least two."""
     queries = evidence.list_queries("full")
     if len(queries) < 2:
-        raise Lacking("no second number of queries in ZO, full" if queries else "no ZO, full")
+        raise Lacking("no second number of queries in ZO, full" if queries else "no ZO, full, with queries")
     return [Arm("ZO", q=q) for q in queries]
 
 
@@ -212,11 +250,19 @@ def _show_law(evidence: Evidence, queries: list[int]) -> Iterator[Comparison]:
         yield Comparison("the law's slope, for reference", "decades/decade", lambda _: slope, said)
 
 
-def _read_peaks(evidence: Evidence, mode: str):
-    """Group the peak memory (MB) of a method's finished runs in scope full by seed."""
+def _read_peaks(evidence: Evidence, mode: str) -> dict[frozenset, SeriesGroupBy]:
+    """Group the peak memory (MiB) of a method's finished runs in scope full: by settings, then by seed."""
     runs = evidence.runs
     mine = runs[(runs["mode"] == mode) & (runs["scope"] == "full") & (runs["status"] == "done")]
     mine = mine[mine["peak_memory_mb"].notna()]
     if mine.empty:
         raise Lacking(f"no finished {mode}, full, with a peak of memory at the largest model")
-    return mine.groupby("seed")["peak_memory_mb"]
+    known = [read_settings(evidence.logs, run) for run in mine["run"]]
+    settings = [frozenset((key, own[key]) for key in MEMORY_SETTINGS if key in own) for own in known]
+    groups = {key: mine[[own == key for own in settings]] for key in dict.fromkeys(settings)}
+    return {key: group.groupby("seed")["peak_memory_mb"] for key, group in groups.items()}
+
+
+def _tell_settings(settings: Iterable[tuple[str, object]], start: str = "") -> str:
+    """Name settings in words, after `start` if there are any."""
+    return start * bool(settings) + " ".join(f"{key} {value}" for key, value in sorted(settings))

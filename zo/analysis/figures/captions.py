@@ -108,7 +108,7 @@ def _list_costs(reading: Reading) -> str:
     for where, rows in _each_context(reading, reading.tables["costs"]):
         costs = [
             f"{row['mode']} q={row['q']} {shorten(row['seconds_per_step'])} s a step, "
-            f"{shorten(row['peak_memory_mb'])} MB"
+            f"{shorten(row['peak_memory_mb'])} MiB"
             for _, row in rows.iterrows()
         ]
         parts.append(f"{where}: {'; '.join(costs)}.")
@@ -144,11 +144,14 @@ def _conclude_budget(reading: Reading, kind: str) -> list[str]:
 
 def _conclude_rates(reading: Reading) -> list[str]:
     best, said = reading.tables["best_learning_rates"], []
-    for where, rows in _each_context(reading, best[(best["n"] > 0) & (best["mode"] != "Frozen")]):
-        rates = [f"{_name(row, reading)} {spell_lr(row['lr'])}" for _, row in rows.iterrows()]
-        edges = [f"{_name(row, reading)} ({row['edge']})" for _, row in rows.iterrows() if row["edge"]]
+    for where, cells in _each_context(reading, best[best["mode"] != "Frozen"]):
+        rows = [row for _, row in cells.iterrows() if row["n"]]
+        rates = [f"{_name(row, reading)} {spell_lr(row['lr'])}" for row in rows]
+        edges = [f"{_name(row, reading)} ({row['edge']})" for row in rows if row["edge"]]
+        gone = [_name(row, reading) for _, row in cells.iterrows() if not row["n"]]
         tuned = f" Not tuned: {', '.join(edges)}." if edges else " Every best rate lies inside its grid."
-        said.append(f"{where}: best at {', '.join(rates)}.{tuned}")
+        lost = f" No rate finished in every seed: {', '.join(gone)}." if gone else ""
+        said.append(f"{where}: best at {', '.join(rates)}.{tuned}{lost}" if rates else f"{where}:{lost}")
     return said
 
 
@@ -172,10 +175,11 @@ def _conclude_costs(reading: Reading) -> list[str]:
         fo = rows[rows["mode"] == "FO"]
         for _, row in rows[rows["mode"] == "ZO"].tail(1).iterrows() if len(fo) else ():
             time, memory = (row[name] / fo[name].iloc[0] for name in ("seconds_per_step", "peak_memory_mb"))
-            said.append(
-                f"{where}: a ZO step with q = {row['q']} takes {time:.3g} times an FO step's time and "
-                f"{memory:.3g} times its memory. On a CPU the memory is the whole process's."
-            )
+            parts = [f"{time:.3g} times an FO step's time"] * pd.notna(time)
+            parts += [f"{memory:.3g} times an FO run's memory"] * pd.notna(memory)
+            if parts:
+                told = f"{where}: a ZO step with q = {row['q']} takes {' and '.join(parts)}."
+                said.append(told + " On a CPU the memory is the whole process's." * pd.notna(memory))
     return said
 
 
@@ -185,7 +189,7 @@ def _conclude_memory(reading: Reading) -> list[str]:
         return []
     for where, rows in _each_context(reading, table[table["memory_front"]]):
         rows = rows.sort_values("peak_memory_mb")
-        names = [f"{_name(row, reading)} ({row['peak_memory_mb']:.4g} MB)" for _, row in rows.iterrows()]
+        names = [f"{_name(row, reading)} ({row['peak_memory_mb']:.4g} MiB)" for _, row in rows.iterrows()]
         said.append(f"{where}: on the front, from the least memory: {', '.join(names)}.")
     return said
 

@@ -65,7 +65,7 @@ def plot_pareto_memory(logs: Logs, runs: pd.DataFrame) -> Figure:
                 half = cell["high"] - cell["loss"]
                 ax.errorbar(cell["peak_memory_mb"], cell["loss"], half, color=style["color"], capsize=3)
         _draw_front(ax, context[["peak_memory_mb", "loss"]].to_numpy(float))
-        ax.set(xlabel="peak memory [MB]", ylabel=f"final {name_loss(runs)} [nats]")
+        ax.set(xlabel="peak memory [MiB]", ylabel=f"final {name_loss(runs)} [nats]")
         ax.margins(0.12)
     return figure
 

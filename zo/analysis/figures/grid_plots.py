@@ -86,7 +86,7 @@ def plot_heatmap(logs: Logs, runs: pd.DataFrame) -> Figure:
 def plot_time_and_memory(logs: Logs, runs: pd.DataFrame) -> Figure:
     """Draw seconds per step and peak memory of each method and q as bars, a colour for each context."""
     costs = stats.measure_costs(runs)
-    names = {"seconds_per_step": "training seconds per step", "peak_memory_mb": "peak memory [MB]"}
+    names = {"seconds_per_step": "training seconds per step", "peak_memory_mb": "peak memory [MiB]"}
     costs = costs[costs[list(names)].notna().any(axis=1)].copy()
     if costs.empty:
         return make_panels(runs, "Time and memory", costs)[0]

@@ -99,9 +99,7 @@ def find_scale(cell: pd.Series, runs: pd.DataFrame, rows: pd.DataFrame, column: 
     `rows`: the runs, or what was made of them by context; `column`: their losses.
     """
     axes = [axis for axis in stats.list_context(runs) if axis not in ("scope", "batch_size")]
-    own, theirs = (
-        frame[(frame[axes].astype(str) == cell[axes].astype(str)).all(axis=1)] for frame in (runs, rows)
-    )
+    own, theirs = (frame[stats.match_rows(frame, cell, axes)] for frame in (runs, rows))
     return tuple(cell[axes].astype(str)), find_ceiling(own, theirs[column])
 
 
