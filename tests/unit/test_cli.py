@@ -477,6 +477,7 @@ GRID = ("sweep", "--dry-run", "--modes", "ZO", "--learning-rates", "1e-4")
         (["plot", "file"], ["file"]),
         (["status", "none"], ["none", "no run was planned", "give the results folder"]),
         (["status", "--format", "yaml"], ["unknown format 'yaml'", "text, json"]),
+        (["status", "--watch", "--format", "json"], ["--format json: --watch shows a table: drop one"]),
         (["pack", "file", "--out", "a.tar.gz"], ["file: no runs to pack"]),
         (["pack", "--out", "a.zip"], ["'a.zip'", "must end in .tar.gz"]),
         (["prune", "none"], ["none: no runs here"]),
@@ -552,3 +553,15 @@ def test_a_reader_that_goes_away_is_no_traceback(logs):
     process.stdout.close()
     assert "Traceback" not in process.stderr.read()
     process.wait()
+
+
+def test_a_run_that_is_given_a_gpu_and_finds_none_says_so_in_both_logs(trained, monkeypatch, tmp_path):
+    monkeypatch.setenv("ZO_GPU_LOCKS", str(tmp_path))
+    monkeypatch.setattr("zo.sweep.gpus._held", [])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for given in ("7", ""):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+        assert main(["train", "--mode", "FO", "--max-steps", "1", "--gpus", "1"]) == 0
+        logs = [Path("results/sweep.log").read_text(), next(Path("results/job_logs").iterdir()).read_text()]
+        assert [log.count("FO_reduced_bs8_q0_lr1e-05: GPU 7 is given, but torch") for log in logs] == [1, 1]
+    assert len(trained) == 2
