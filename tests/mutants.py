@@ -530,7 +530,7 @@ MUTANTS = [
     Mutant("all build a pruned cache at once", "data/dataset.py", "if _is_pruned(folder) else nullcontext()", "if False else nullcontext()", (DATASET, "-k", "pruned")),
     Mutant("a run of another length planned as done", "planning/progress.py", "    return not stored or find_other_setting(spec, stored) is None", "    return True", (*FORECAST, "-k", "another_length")),
     Mutant("two slots of a GPU are two GPUs", "sweep/gpus.py", "if gpus_per_run * ranks <= there:", "if gpus_per_run <= there:", (*GPUS, "-k", "in_words")),
-    Mutant("GPUs without cores", "planning/footprint.py", "[] if cores is None else [cores // threads]", "[cores or 10**6] if slots else [cores // threads]", ("tests/unit/test_footprint.py", "-k", "at_once")),
+    Mutant("GPUs without cores", "planning/footprint.py", "[] if cores is None else", "[] if slots or cores is None else", ("tests/unit/test_footprint.py", "-k", "at_once")),
     Mutant("weights for a probe take no room", "planning/storage.py", " + len(flow.probe_steps) * at_a_step", "", (*FORECAST, "-k", "probe")),
     Mutant("ranks share what cannot be divided", "planning/footprint.py", "return parts / math.ceil(parts / spec.ranks)", "return min(spec.ranks, parts)", ("tests/unit/test_footprint.py", "-k", "wait_for_the_one")),
     Mutant("a run of few steps tells the pace", "planning/pace.py", "if steps < LEAST_STEPS:", "if steps < 1:", (*PACE, "-k", "first_steps")),
