@@ -6,6 +6,7 @@ and their suffixes in run names, the defaults and the documentation (docs/settin
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any, Literal
@@ -148,7 +149,7 @@ class RunSpec(BaseModel):
                 f"it must divide batch_size {self.batch_size}"
             )
         check_ranks(self, self.ranks)
-        if self.max_steps:
+        if not self.epochs:  # which only the corpus can tell
             total_steps(self)
         self._resolve_tokenizer()
         return self
@@ -224,6 +225,22 @@ _COMMON_AXES = (
 def uses(mode: str, key: str) -> bool:
     """Whether a run of ``mode`` reads the setting ``key``."""
     return key not in AXES or key in _COMMON_AXES or key in METHODS[mode].uses
+
+
+PLAN_KEYS = ("plan", "parallel_batch_size")
+"""Settings that a run decides for itself where it is left to: the result is the same to rounding."""
+
+
+def find_other_setting(spec: RunSpec, stored: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first setting, its value there and its value here, by which a stored spec is another run's.
+
+    Its plan makes no other run. A setting that is younger than what is stored had its default.
+    """
+    for key, value in spec.model_dump().items():
+        before = stored.get(key, RunSpec.model_fields[key].default)
+        if key not in PLAN_KEYS and before != value:
+            return key, before, value
+    return None
 
 
 def check_ranks(spec: RunSpec, ranks: int) -> None:

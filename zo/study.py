@@ -57,15 +57,13 @@ def _read_gpus(value: Any) -> Any:
 Gpus = Annotated[str | tuple[str, ...], BeforeValidator(_read_gpus)]
 
 
-Words = Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
-
-
 def _list_values(value: Any) -> Any:
     """The values of a list, of text with commas (`zo sweep`, --config), or one alone."""
-    value = value.split(",") if isinstance(value, str) else value
+    value = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
     return value if isinstance(value, list | tuple) else (value,)
 
 
+Words = Annotated[tuple[str, ...], BeforeValidator(_list_values)]
 Step = Annotated[Integer, Field(ge=1)]
 Steps = Annotated[
     tuple[Step, ...], BeforeValidator(_list_values), AfterValidator(lambda steps: tuple(sorted(set(steps))))

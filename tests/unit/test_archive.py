@@ -1,6 +1,7 @@
 """Pack: the same bytes for the same files, nothing from elsewhere, the same summary where it is unpacked."""
 
 import os
+import re
 import socket
 import tarfile
 from pathlib import Path
@@ -140,3 +141,26 @@ def test_a_study_without_json_beside_it_packs_too(tmp_path, monkeypatch):
     write_run(Path("r/csv_logs"), "ZO")
     write_json(Path("r/sweep.json"), {})
     assert pack(Path("r"), Path("a.tar.gz"))[0] == 2
+
+
+NOT_PACKED = ("train.bin", "validation.bin", "timings.json", "tokenizer.json", "tokenizer_config.json")
+NOT_PACKED += ("attempt.log", "compiled", ".complete", ".lock", ".<cache>.lock")
+
+
+def test_every_file_of_a_study_is_packed_but_those_that_its_page_names(tmp_path):
+    page = (Path(__file__).parents[2] / "docs/results-format.md").read_text()
+    rows = re.search(r"## Files\n(.*?)\n## ", page, re.S)[1].splitlines()
+    told = {
+        name for row in rows if row.startswith("| `") for name in re.findall(r"`([^`]+)`", row.split("|")[1])
+    }
+    expected = set()
+    for name in told:
+        path = tmp_path / re.sub(r"<(\w+)>", r"\1", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir() if name.endswith("/") else path.touch()
+        if Path(name).name not in NOT_PACKED:
+            expected.add(path.relative_to(tmp_path))
+    assert len(expected) > 30
+    assert set(list_members(tmp_path, checkpoints=True)) == expected
+    without = {path for path in expected if path.suffix != ".safetensors"}
+    assert set(list_members(tmp_path, checkpoints=False)) == without

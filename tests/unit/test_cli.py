@@ -93,14 +93,14 @@ def trained(monkeypatch):
 
 @pytest.fixture
 def started(monkeypatch):
-    """What `sweep` starts: (command, environment) of each call; nothing runs."""
+    """What `sweep` becomes: (command, environment) of each call; nothing runs."""
     calls = []
 
-    def run(command, env=None, **_):
-        calls.append((command, env))
-        return SimpleNamespace(returncode=7)
+    def execve(program, command, environment):
+        assert program == command[0]
+        calls.append((command, environment))
 
-    monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(sweep, "os", SimpleNamespace(environ=os.environ, execve=execve))
     return calls
 
 
@@ -262,7 +262,7 @@ def test_a_dry_run_of_the_specifications_sweep_prints_its_60_runs(started, capsy
 
 
 def test_the_study_file_that_a_sweep_writes_is_the_one_written_by_hand(started):
-    assert main(["sweep", *SWEEP.split()]) == 7
+    assert main(["sweep", *SWEEP.split()]) == 0
     written, by_hand = read_study(Path("results/sweep/study.yaml")), load_study(S1_CONFIG)
     assert written.runs == by_hand.runs
     assert list(written.runs) == list(by_hand.runs)
@@ -273,7 +273,7 @@ def test_snakemake_reads_the_command_as_it_is_meant(started):
     from snakemake.cli import get_argument_parser
 
     extra = ["--", "results/sweep/summary.txt", "--keep_going", "--set-resources", "train:mem_mb=5"]
-    assert main(["sweep", *SWEEP.split(), "--threads", "2", *extra]) == 7
+    assert main(["sweep", *SWEEP.split(), "--threads", "2", *extra]) == 0
     ((command, environment),) = started
     assert command[:3] == [sys.executable, "-m", "snakemake"]
     read = get_argument_parser().parse_args(command[3:])
@@ -281,7 +281,7 @@ def test_snakemake_reads_the_command_as_it_is_meant(started):
         ROOT / "Snakefile",
         ROOT / "profiles/default",
     )
-    assert (str(read.cores), str(read.resources["gpu"].value)) == ("8", "4")
+    assert str(read.cores) == "8"
     assert read.targets == ["results/sweep/summary.txt"]
     assert read.keep_going
     assert command[-2:] == ["--configfile", "results/sweep/study.yaml"]
@@ -289,35 +289,46 @@ def test_snakemake_reads_the_command_as_it_is_meant(started):
 
 
 @pytest.mark.parametrize(
-    ("flag", "visible", "gpus"),
+    ("flag", "visible", "seen"),
     [
-        ([], "5,6", 2),
-        ([], "", 0),
-        (["--gpus", "3"], "", 1),
-        (["--gpus", "none"], "5,6", 0),
-        (["--gpus="], "5", 0),
+        ([], "5,6", "5,6"),
+        (["--gpus", "3"], "", "3"),
+        (["--gpus", "none"], "5,6", "none"),
+        (["--gpus="], "5", ""),
     ],
 )
-def test_gpus_are_counted_from_the_flag_or_else_from_the_machine(flag, visible, gpus, started, monkeypatch):
+def test_the_workflow_sees_the_gpus_of_the_flag_or_else_those_of_the_environment(
+    flag, visible, seen, started, monkeypatch
+):
+    """It counts their slots itself (tests/workflow/test_sweep.py)."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert main(["sweep", "--modes", "FO", "--learning-rates", "1", *flag]) == 7
-    assert f"gpu={gpus}" in started[0][0]
+    assert main(["sweep", "--modes", "FO", "--learning-rates", "1", *flag]) == 0
+    ((command, environment),) = started
+    assert environment["CUDA_VISIBLE_DEVICES"] == seen
+    assert "--resources" not in command
 
 
-def test_every_key_of_a_study_file_has_a_flag_and_slots_are_gpus_times_the_jobs_that_share_one(started):
+@pytest.mark.parametrize(("ranks", "cores"), [("1", 8), ("1,3", 24)])
+def test_cores_suffice_for_as_many_of_the_widest_runs_as_are_asked_for(ranks, cores, started):
+    flags = ["--modes", "ZO", "--learning-rates", "1", "--ranks", ranks, "--parallel", "4", "--threads", "2"]
+    assert main(["sweep", *flags]) == 0
+    command = started[0][0]
+    assert command[command.index("--cores") + 1] == str(cores)
+
+
+def test_every_key_of_a_study_file_has_a_flag(started):
     flow = {"jobs_per_gpu": 3, "gpus_per_run": 1, "retries": 4, "keep": "weights", "plot_each_run": True}
     assert set(flow) <= set(Workflow.model_fields)
     flags = ["--jobs-per-gpu", "3", "--gpus-per-run", "1", "--retries", "4", "--keep", "weights"]
     flags += ["--plot-each-run", "--gpus", "0,1", "--study", "s", "--threads", "2"]
-    assert main(["sweep", "--modes", "FO", "--learning-rates", "1", *flags]) == 7
-    assert "gpu=6" in started[0][0]
+    assert main(["sweep", "--modes", "FO", "--learning-rates", "1", *flags]) == 0
     written = read_study(Path("results/s/study.yaml")).workflow
     assert written == Workflow(study="s", threads=2, **flow)
 
 
 def test_four_runs_at_once_with_one_thread_each_are_the_default(started, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert main(["sweep", "--modes", "FO", "--learning-rates", "1"]) == 7
+    assert main(["sweep", "--modes", "FO", "--learning-rates", "1"]) == 0
     command = started[0][0]
     assert command[command.index("--cores") + 1] == "4"
     config = yaml.safe_load(Path("results/sweep/study.yaml").read_text())
@@ -466,6 +477,7 @@ GRID = ("sweep", "--dry-run", "--modes", "ZO", "--learning-rates", "1e-4")
         (["plot", "file"], ["file"]),
         (["status", "none"], ["none", "no run was planned", "give the results folder"]),
         (["status", "--format", "yaml"], ["unknown format 'yaml'", "text, json"]),
+        (["status", "--watch", "--format", "json"], ["--format json: --watch shows a table: drop one"]),
         (["pack", "file", "--out", "a.tar.gz"], ["file: no runs to pack"]),
         (["pack", "--out", "a.zip"], ["'a.zip'", "must end in .tar.gz"]),
         (["prune", "none"], ["none: no runs here"]),
@@ -541,3 +553,15 @@ def test_a_reader_that_goes_away_is_no_traceback(logs):
     process.stdout.close()
     assert "Traceback" not in process.stderr.read()
     process.wait()
+
+
+def test_a_run_that_is_given_a_gpu_and_finds_none_says_so_in_both_logs(trained, monkeypatch, tmp_path):
+    monkeypatch.setenv("ZO_GPU_LOCKS", str(tmp_path))
+    monkeypatch.setattr("zo.sweep.gpus._held", [])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for given in ("7", ""):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+        assert main(["train", "--mode", "FO", "--max-steps", "1", "--gpus", "1"]) == 0
+        logs = [Path("results/sweep.log").read_text(), next(Path("results/job_logs").iterdir()).read_text()]
+        assert [log.count("FO_reduced_bs8_q0_lr1e-05: GPU 7 is given, but torch") for log in logs] == [1, 1]
+    assert len(trained) == 2

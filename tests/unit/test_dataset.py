@@ -7,6 +7,8 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -411,3 +413,49 @@ def test_progress_goes_to_stderr_with_documents_and_tokens(corpus, tmp_path, cap
     assert streams.out == ""
     assert "60 documents" in streams.err
     assert "tokens=" in streams.err
+
+
+def prune_by_hand(folder):
+    for path in folder.iterdir():
+        if path.name != "meta.json":
+            path.unlink()
+
+
+def test_a_pruned_cache_gets_the_same_bytes_back_around_its_own_meta(corpus, tmp_path):
+    spec = DatasetSpec(str(corpus), tokenizer="bytes")
+    folder = build_cache(spec, tmp_path / "c", progress=False)
+    before, then = contents(folder), (folder / "meta.json").stat()
+    prune_by_hand(folder)
+    build_cache(spec, tmp_path / "c", progress=False)
+    assert contents(folder) == before
+    now = (folder / "meta.json").stat()
+    assert (now.st_mtime_ns, now.st_ino) == (then.st_mtime_ns, then.st_ino)
+    assert [path.name for path in (tmp_path / "c").iterdir() if path.is_dir()] == [folder.name]
+
+
+def test_a_pruned_cache_whose_text_comes_out_other_is_not_put_together(corpus, tmp_path):
+    spec = DatasetSpec(str(corpus), tokenizer="bytes")
+    folder = build_cache(spec, tmp_path / "c", progress=False)
+    prune_by_hand(folder)
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["sha256"]["train"] = "0" * 64  # of another tokenizer's version, say
+    (folder / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(UserError, match="come out other than those that runs have read: delete the folder"):
+        build_cache(spec, tmp_path / "c", progress=False)
+    assert [path.name for path in folder.iterdir()] == ["meta.json"]
+
+
+def test_of_many_that_want_a_pruned_cache_one_builds_it_and_the_others_wait(corpus, tmp_path, monkeypatch):
+    spec, built, write = DatasetSpec(str(corpus), tokenizer="bytes"), [], zo.data.dataset._write_cache
+    prune_by_hand(build_cache(spec, tmp_path / "c", progress=False))
+
+    def count(*arguments):
+        built.append(arguments)
+        time.sleep(0.3)
+        write(*arguments)
+
+    monkeypatch.setattr(zo.data.dataset, "_write_cache", count)
+    with ThreadPoolExecutor(4) as pool:  # a lock of an open file: threads exclude each other too
+        folders = list(pool.map(lambda _: build_cache(spec, tmp_path / "c", progress=False), range(4)))
+    assert len(built) == 1
+    assert open_cache(folders[0]).vocab_size == 257

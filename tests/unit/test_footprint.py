@@ -16,8 +16,11 @@ from zo.planning.footprint import (
     count_passes,
     job_memory_mb,
     job_minutes,
+    jobs_at_once,
     memory_bytes,
     relative_cost,
+    sharing_ranks,
+    validation_passes,
 )
 from zo.planning.storage import CHECKPOINTS_KEPT
 from zo.sizes import ARCHITECTURES, SIZES
@@ -147,9 +150,11 @@ def test_an_epoch_is_as_long_as_the_corpus():
 def test_a_jobs_time_is_its_work_at_the_rate_of_what_it_runs_on_and_never_below_the_floor():
     assert job_minutes(make("Frozen"), gpus=0, threads=1) == FLOOR_MINUTES + 1
     spec = make("FO", scope="full", model_size="200M", max_steps=100_000, batch_size=8, block_size=128)
-    work = 100_000 * 3 * 8 * 128 * count_parameters(spec)[0]
-    assert job_minutes(spec, 0, 4) == pytest.approx(work / (4 * THREAD_RATE) / 60, rel=0.01)
-    passes = 100_000 * 3 * 0.01
+    total = 100_000 * 3 + 1001 * 4  # 1001 validations of 64 x 64 tokens, which are four batches
+    assert validation_passes(spec, 100_000) == 1001 * 4
+    work = total * 8 * 128 * count_parameters(spec)[0]
+    assert job_minutes(spec, 0, 4) == pytest.approx(work / (4 * THREAD_RATE) / 60, rel=2e-3)
+    passes = total * 0.01
     assert job_minutes(spec, 1, 4) == pytest.approx((passes + work / GPU_RATE) / 60 + FLOOR_MINUTES, rel=0.01)
     assert job_minutes(spec, 2, 4) < job_minutes(spec, 1, 4)
 
@@ -165,3 +170,34 @@ def test_a_jobs_memory_covers_the_estimate_with_a_margin_and_on_a_gpu_grows_with
     assert job_memory_mb(wide, gpus=0) > 3 * job_memory_mb(small, gpus=0)
     assert job_memory_mb(wide, gpus=1) == job_memory_mb(small, gpus=1)
     assert job_memory_mb(make(scope="full", model_size="1B"), gpus=1) > job_memory_mb(small, gpus=1) + 8000
+
+
+@pytest.mark.parametrize(
+    ("q", "ranks", "sharing"), [(8, 4, 4), (5, 4, 2.5), (2, 8, 2), (9, 8, 4.5), (1, 4, 1), (8, 1, 1)]
+)
+def test_ranks_wait_for_the_one_with_the_most_directions(q, ranks, sharing):
+    spec, alone = make(query_budget_q=q, ranks=ranks), make(query_budget_q=q)
+    assert sharing_ranks(spec) == sharing
+    assert relative_cost(spec) == pytest.approx(relative_cost(alone) / sharing)
+    long, short = (
+        job_minutes(s, 0, s.ranks, 1e9)
+        for s in (alone, spec)
+        for s in [s.model_copy(update={"max_steps": 10**8})]
+    )
+    assert (long - FLOOR_MINUTES) / (short - FLOOR_MINUTES) < sharing + 1
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "slots", "per_run", "jobs"),
+    [
+        (16, 1, 0, 1, 16),
+        (16, 4, 0, 1, 4),
+        (16, 1, 4, 1, 4),
+        (16, 1, 4, 2, 2),
+        (2, 1, 8, 1, 2),
+        (1, 4, 0, 1, 1),
+        (None, 2, 8, 1, 8),
+    ],
+)
+def test_as_many_runs_go_at_once_as_cores_and_gpus_allow(cores, threads, slots, per_run, jobs):
+    assert jobs_at_once(cores, threads, slots, per_run) == jobs

@@ -38,6 +38,7 @@ def here(tmp_path, monkeypatch):
 
 
 def plan(paces=CPU, machines=(0,), cores=2, corpus_tokens=None, **settings):
+    cores = 64 if paces.gpus and cores == 2 else cores
     return forecast(load_study(STUDY | settings), paces, machines, cores, corpus_tokens)
 
 
@@ -105,6 +106,23 @@ def test_finished_runs_are_done_and_crashed_ones_are_not():
     assert kept == 2 * checkpoint_bytes(study.runs[third])
 
 
+def test_a_run_that_ended_at_another_length_is_to_do_again():
+    study = load_study(STUDY)
+    [first, second, *_] = study.runs
+    for run in (first, second):
+        write_json(
+            finish(study, run).folder / "spec.json", study.runs[run].model_dump() | {"plan": "parallel"}
+        )
+    files = RunFiles(Path(study.results), second)
+    files.outcome.unlink()
+    files.checkpoints.mkdir()
+    (files.checkpoints / "step-000000200.safetensors").touch()
+    assert [(run.state, run.steps) for run in plan().runs[:2]] == [("done", 0), ("begun", 300)]
+    longer = plan(max_steps=900)
+    assert [(run.state, run.steps) for run in longer.runs[:2]] == [("to do", 900), ("to do", 900)]
+    assert longer.walls[0].low > 0
+
+
 def test_a_run_goes_on_from_its_newest_checkpoint():
     study = load_study(STUDY)
     files = RunFiles(Path(study.results), next(iter(study.runs)))
@@ -138,6 +156,7 @@ def test_epochs_are_unknown_until_there_is_a_cache_or_a_number():
     folder = Path(study.results) / "cache" / cache
     folder.mkdir(parents=True)
     (folder / "train.bin").write_bytes(bytes(1000))
+    (folder / "validation.bin").touch()
     write_json(folder / "meta.json", {"tokens": {"train": 256 * 10 + 1}})
     known = plan(corpus_tokens=10**9, **epochs)
     assert known.runs[0].steps == 20
@@ -222,6 +241,28 @@ def test_on_a_cpu_cores_are_shared_out_by_the_threads_of_a_run():
     )
 
 
+@pytest.mark.parametrize(
+    ("cores", "threads", "ranks", "at_once"),
+    [(8, 2, 1, 4), (8, 1, 1, 8), (8, 1, 2, 4), (8, 2, 2, 2), (1, 2, 1, 1)],
+)
+def test_gpus_wait_for_the_cores_that_their_runs_take(cores, threads, ranks, at_once):
+    """8 GPUs, on which 8 runs would go at once."""
+    study = load_study(STUDY | {"modes": "ZO", "threads": threads, "ranks": ranks, "seed": list(range(8))})
+    [wall] = forecast(study, GIVEN, [8], cores).walls
+    assert wall.at_once == at_once
+    [free] = forecast(study, GIVEN, [8], None).walls
+    assert free.at_once == 8 // ranks
+    assert free.low <= wall.low
+
+
+def test_a_run_of_several_gpus_takes_one_place_for_each_rank():
+    study = load_study(STUDY | {"modes": "ZO", "gpus_per_run": 2})
+    [wall] = forecast(study, GIVEN, [4], None).walls
+    assert wall.at_once == 2
+    with pytest.raises(UserError, match="--gpus: 1 is not allowed: a run of the study takes 2"):
+        forecast(study, GIVEN, [1], None)
+
+
 # -- disk -----------------------------------------------------------------------------------------
 
 
@@ -229,6 +270,16 @@ def test_on_a_cpu_cores_are_shared_out_by_the_threads_of_a_run():
 def test_what_is_kept_of_a_run_is_what_the_study_says(keep, adam):
     spec = next(iter(load_study(STUDY | {"optimizer": "adamw"}).runs.values()))
     assert checkpoints_kept(spec, keep) == adam * 4 * 99_712
+
+
+def test_weights_kept_for_a_probe_are_planned_for():
+    """Two ZO runs keep 0.4 MB at each of three steps."""
+    plain, probed = (
+        {each.kind: each for each in plan(**settings).disk}["kept weights"]
+        for settings in ({}, {"probe": "ZO_*", "probe_steps": [1, 2, 3]})
+    )
+    assert probed.bytes - plain.bytes == 2 * 3 * 4 * 99_712
+    assert probed.how == "keep: checkpoint, and 3 probe_steps"
 
 
 def test_scalar_logs_grow_with_the_directions_and_backprop_has_none():
@@ -293,6 +344,18 @@ def test_a_mistake_is_one_line_that_says_what_is_allowed(flags, words, capsys):
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+def test_a_plan_for_other_gpus_asks_for_none_here_and_says_that_their_cores_are_not_known(capsys):
+    path = write_study(gpus=[0, 1], threads=2)
+    assert main(["plan", path, "--gpus", "8", "--format", "md"]) == 0
+    out = capsys.readouterr().out
+    assert "| 8 GPUs | 8 |" in out
+    assert "cores are not known" in out
+    assert main(["plan", path, "--gpus", "8", "--cores", "4", "--format", "md"]) == 0
+    out = capsys.readouterr().out
+    assert "| 8 GPUs | 2 |" in out
+    assert "cores are not known" not in out
 
 
 def test_a_study_that_is_not_there_is_one_line(capsys):

@@ -9,7 +9,7 @@ import pytest
 
 from zo.errors import UserError
 from zo.sweep import gpus
-from zo.sweep.gpus import choose_gpus, take_gpus, visible_gpus
+from zo.sweep.gpus import choose_gpus, lack_of_gpus, take_gpus, unlisted_gpus, visible_gpus
 
 TAKE = "import sys, time; from zo.sweep.gpus import take_gpus\n"
 TAKE_AND_SLEEP = TAKE + "print(','.join(take_gpus(int(sys.argv[1]))), flush=True); time.sleep(60)"
@@ -266,6 +266,12 @@ def test_a_split_gpu_is_listed_as_its_parts(machine, monkeypatch):
     assert visible_gpus() == ["MIG-x1", "MIG-x2", "1"]
 
 
+def test_numbers_that_the_machine_does_not_list_are_found(machine, monkeypatch, tmp_path):
+    assert unlisted_gpus(["0", "7", "1", "GPU-zz", "MIG-x1"]) == ["7"]
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
+    assert unlisted_gpus(["7"]) == []
+
+
 @pytest.mark.parametrize("name", ["GPU-bb22", "GPU-bb"])
 def test_a_uuid_and_a_number_are_one_gpu(name, machine, start, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", name)
@@ -296,3 +302,16 @@ def test_without_it_they_are_what_nvidia_smi_lists_or_none(script, ids, monkeypa
         tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert visible_gpus() == ids.split()
+
+
+@pytest.mark.parametrize(
+    ("each", "ranks", "there", "words"),
+    [
+        (2, 2, 4, None),
+        (0, 9, 0, None),
+        (3, 1, 2, "gpus_per_run is 3, but there are 2"),
+        (1, 4, 2, "gpus_per_run is 1 for each of 4 ranks, but there are 2"),
+    ],
+)
+def test_a_run_that_takes_more_gpus_than_there_are_is_told_in_words(each, ranks, there, words):
+    assert lack_of_gpus(each, ranks, there) == words

@@ -112,6 +112,8 @@ def test_weights_that_were_not_kept_are_asked_for_and_those_that_never_were_are_
     files = make()
     with pytest.raises(UserError, match="kept no weights of step 3: make it again with --keep-steps 3"):
         probed_rows(files, "3")
+    assert {row["at"] for row in probed_rows(files, "start", "3", "4")} == {"start", "4"}
+    assert "3 is not probed" in caplog.text
     assert {row["at"] for row in probed_rows(files, "start", "8")} == {"start"}
     assert "no weights of 8 to probe" in caplog.text
 

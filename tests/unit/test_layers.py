@@ -45,17 +45,19 @@ def name_module(path: Path) -> str:
     return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
 
 
+KNOWN = {name_module(path) for path in MODULES}
+
+
 def list_modules(tree: ast.AST):
     """Yield the modules that run-time imports name in full, those inside functions too."""
-    known = {name_module(path) for path in MODULES}
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
         if isinstance(node, ast.Import):
-            yield from (name.name for name in node.names if name.name in known)
+            yield from (name.name for name in node.names if name.name in KNOWN)
         elif isinstance(node, ast.ImportFrom) and node.module:
             named = [f"{node.module}.{name.name}" for name in node.names]
-            yield from (name for name in [node.module, *named] if name in known)
+            yield from (name for name in [node.module, *named] if name in KNOWN)
         yield from list_modules(node)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from zo.files import write_json
 from zo.planning.footprint import BACKWARD_COST, PASS_S, step_work
-from zo.planning.pace import Paces, class_of, classes, given_flops, paces_of, read_finished
+from zo.planning.pace import LEAST_STEPS, Paces, class_of, classes, given_flops, paces_of, read_finished
 from zo.spec import RunSpec
 from zo.training.record import COLUMNS, RunFiles
 
@@ -15,7 +15,7 @@ def make(mode="ZO", **settings) -> RunSpec:
     return RunSpec.make(mode=mode, **({"max_steps": 10, "scope": "full", "batch_size": 4} | settings))
 
 
-def write_run(results, spec: RunSpec, seconds: float, step: int = 10, device="cpu", threads=1, status="done"):
+def write_run(results, spec: RunSpec, seconds: float, step: int = 20, device="cpu", threads=1, status="done"):
     """What a finished run leaves of its time."""
     files = RunFiles(results, spec.name)
     files.make_folders()
@@ -57,8 +57,8 @@ def test_what_changes_a_step_makes_a_class(changed):
 
 
 def test_finished_runs_tell_the_time_of_their_like_and_scale_to_the_others(tmp_path):
-    write_run(tmp_path, make(), 2.0)
-    write_run(tmp_path, make(seed=1), 3.0)
+    write_run(tmp_path, make(), 4.0)
+    write_run(tmp_path, make(seed=1), 6.0)
     paces = paces_of(tmp_path, gpus=False, threads=1)
     assert paces.of(make(seed=2)) == (0.2, 0.3, "finished runs like it")
     other = make(query_budget_q=8)
@@ -76,13 +76,19 @@ def test_runs_of_another_machine_or_without_an_end_tell_nothing(tmp_path, elsewh
     assert read_finished(tmp_path, gpus=False, threads=1) == {}
 
 
+def test_a_run_that_diverged_within_its_first_steps_is_not_the_slow_end(tmp_path):
+    write_run(tmp_path, make(), 4.0)
+    write_run(tmp_path, make(learning_rate=9.0), 30.0, step=LEAST_STEPS - 1, status="diverged")
+    assert paces_of(tmp_path, gpus=False, threads=1).of(make()) == (0.2, 0.2, "finished runs like it")
+
+
 def test_on_a_gpu_only_runs_of_a_gpu_count(tmp_path):
-    write_run(tmp_path, make(), 2.0, device="cuda:0", threads=4)
+    write_run(tmp_path, make(), 4.0, device="cuda:0", threads=4)
     assert len(read_finished(tmp_path, gpus=True, threads=1)) == 1
 
 
 def test_steps_timed_here_come_first_then_what_the_user_says_then_finished_runs(tmp_path):
-    write_run(tmp_path, make(), 2.0)
+    write_run(tmp_path, make(), 4.0)
     key = class_of(make())
     order = [
         paces_of(tmp_path, False, 1, (1e9, 2e9), {key: [0.5, 0.7]}),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from zo.errors import UserError
 from zo.files import write_json
 from zo.study import load_study
 from zo.sweep import preflight as module
-from zo.sweep.preflight import Means, check_study, jobs_at_once, preflight
+from zo.sweep.preflight import Means, check_study, preflight
 from zo.training.record import RunFiles
 
 STUDY = {"study": "default", "modes": "FO", "learning_rates": [0.1, 0.2], "max_steps": 5, "scopes": "full"}
@@ -50,24 +51,21 @@ def test_a_small_study_on_this_machine_is_fine():
     )
 
 
-@pytest.mark.parametrize(
-    ("cores", "threads", "gpus", "per_run", "jobs"),
-    [
-        (16, 1, 0, 1, 16),
-        (16, 4, 0, 1, 4),
-        (16, 1, 4, 1, 4),
-        (16, 1, 4, 2, 2),
-        (2, 1, 8, 1, 2),
-        (1, 4, 0, 1, 1),
-    ],
-)
-def test_as_many_runs_go_at_once_as_cores_and_gpus_allow(cores, threads, gpus, per_run, jobs):
-    assert jobs_at_once(cores, threads, gpus, per_run) == jobs
-
-
 def test_fewer_gpus_than_a_run_takes_is_a_failure():
     assert find("GPUs", Means(2, gpus=2), gpus_per_run=3) == ("failure", "gpus_per_run is 3, but there are 2")
     assert find("GPUs", Means(2, gpus=3), gpus_per_run=3)[0] == "ok"
+
+
+def test_an_id_that_nvidia_smi_does_not_list_is_a_doubt(tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA A100 (UUID: GPU-aa11)'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for given, level in (("0", "ok"), ("0,7", "warning"), ("GPU-zz", "ok")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+        assert find("GPUs", Means(2, gpus=2))[0] == level
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,7")
+    assert "nvidia-smi -L does not list 7" in find("GPUs", Means(2, gpus=2))[1]
 
 
 def test_a_large_model_without_gpus_is_a_doubt():
@@ -106,6 +104,17 @@ def test_finished_runs_take_no_more_disk():
         RunFiles(Path("results"), run).make_folders()
         write_json(RunFiles(Path("results"), run).folder / "outcome.json", {"status": "done"})
     assert "checkpoints of 0 runs take 0 bytes" in find("disk")[1]
+
+
+def test_a_run_that_ended_by_other_settings_is_made_again_and_planned_for():
+    [run, _] = load_study(STUDY).runs
+    files = RunFiles(Path("results"), run)
+    files.make_folders()
+    write_json(files.outcome, {"status": "done"})
+    stored = load_study(STUDY).runs[run].model_dump()
+    write_json(files.folder / "spec.json", stored | {"plan": "parallel"})
+    assert "checkpoints of 1 runs" in find("disk")[1]
+    assert "checkpoints of 2 runs" in find("disk", max_steps=6)[1]
 
 
 def test_a_run_that_cannot_fit_into_memory_is_a_failure_and_a_tight_one_a_doubt(monkeypatch):
@@ -200,8 +209,16 @@ def test_a_built_cache_needs_no_corpus():
     [folder] = load_study(STUDY | {"dataset": "tinystories"}).caches()
     path = Path("results/cache") / folder / "meta.json"
     path.parent.mkdir(parents=True)
-    path.write_text("{}")
+    for name in ("meta.json", "train.bin", "validation.bin"):
+        (path.parent / name).write_text("{}")
     assert find("corpus tinystories", dataset="tinystories") == ("ok", "its cache is built")
+
+
+def test_a_pruned_cache_needs_its_corpus_again():
+    [folder] = load_study(STUDY).caches()
+    (Path("results/cache") / folder).mkdir(parents=True)
+    (Path("results/cache") / folder / "meta.json").write_text("{}")
+    assert find("corpus shakespeare") == ("ok", "embedded")
 
 
 def test_a_local_corpus_is_named():
@@ -230,3 +247,12 @@ def test_every_rank_of_a_run_takes_its_gpus_and_its_memory():
     texts = [find("memory", Means(8, gpus=0), modes="ZO", ranks=n, learning_rates=0.1)[1] for n in (4, 8)]
     four, eight = (float(re.search(r"about ([\d.]+) GB", text)[1]) for text in texts)
     assert eight == pytest.approx(2 * four, rel=0.1)
+
+
+def test_the_doctor_of_a_checkout_that_was_never_installed_says_so(capsys, monkeypatch):
+    def refuse(extra=None):
+        raise PackageNotFoundError("zo")
+
+    monkeypatch.setattr("zo.sweep.doctor.required_packages", refuse)
+    assert main(["doctor"]) == 0
+    assert "zo runs from a checkout and is not installed" in capsys.readouterr().out

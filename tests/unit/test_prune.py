@@ -25,7 +25,7 @@ with hold(Path(sys.argv[1])):
     time.sleep(600)
 """
 OUTCOMES = {"done": "done", "diverged": "diverged", "crashed": "crashed", "unfinished": None}
-GOES = {"checkpoints/step-000000002.safetensors", "attempt.log", ".spec.json.4711"}
+GOES = {"checkpoints/step-000000002.safetensors", "attempt.log", ".spec.json.4711", "compiled/triton/kernel"}
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ def results(tmp_path, monkeypatch) -> Path:
         files = RunFiles(Path("results"), run)
         files.make_folders()
         files.live_csv.write_text("step\n")
-        files.checkpoints.mkdir()
         for name in (*GOES, "final.safetensors", "scalars.jsonl", "spec.json", ".lock"):
+            (files.folder / name).parent.mkdir(parents=True, exist_ok=True)
             (files.folder / name).write_text("12345678")
         if outcome:
             files.write_outcome(outcome, None, 2)
@@ -82,7 +82,8 @@ def test_a_dry_run_lists_the_same_and_deletes_nothing(results):
 
 
 def test_what_is_kept_is_named_by_kind_or_run(gone):
-    assert gone(keep=["div*", "leftovers"]) == {"runs/done/checkpoints/step-000000002.safetensors"}
+    kept = ["div*", "leftovers", "compiled"]
+    assert gone(keep=kept) == {"runs/done/checkpoints/step-000000002.safetensors"}
 
 
 def test_a_word_that_names_nothing_is_an_error_before_anything_goes(results):
@@ -139,7 +140,11 @@ def test_caches_go_on_request_when_no_run_needs_them_any_more(results, gone):
         prune(results, also=["caches"])
     for run in ("crashed", "unfinished"):
         write_json(results / "runs" / run / "outcome.json", {"status": "done"})
-    assert "cache/c/train.bin" in gone(also=["caches"])
+    Path("results/cache/d").mkdir()
+    for name in ("meta.json", "train.bin", "tokenizer.json"):
+        (results / "cache/d" / name).touch()
+    lost = {name for name in gone(also=["caches"]) if name.startswith("cache")}
+    assert lost == {"cache/c/train.bin", "cache/d/train.bin", "cache/d/tokenizer.json"}
 
 
 def test_caches_stay_while_a_sweep_is_at_work(results):
@@ -164,7 +169,7 @@ def test_the_help_names_every_kind_that_may_be_kept(capsys):
 
 
 def test_the_command_prints_what_goes_and_how_many_bytes(results, capsys):
-    assert main(["prune", "--dry-run", "--keep", "leftovers,diverged"]) == 0
+    assert main(["prune", "--dry-run", "--keep", "leftovers,compiled,diverged"]) == 0
     line, total = capsys.readouterr().out.splitlines()
     assert line.split() == ["8", "checkpoints", "results/runs/done/checkpoints"]
     assert total.split() == ["8", "bytes", "would", "be", "deleted"]

@@ -422,3 +422,17 @@ def test_steps_and_costs_that_cannot_be_are_one_line(keys, said):
 def test_probe_steps_are_read_in_their_order_from_any_spelling(steps):
     study = {"study": "x", "modes": "ZO", "learning_rates": "1e-3", "max_steps": 10, "probe": "ZO*"}
     assert load_study(study | {"probe_steps": steps}).workflow.probe_steps == (2, 5)
+
+
+def test_words_are_taken_apart_at_commas_as_numbers_are():
+    """`zo sweep` and --config give text."""
+    given = {"probe": "ZO_*bs4*, ZO_*bs8*", "probe_scopes": "full,head", "probe_steps": "1,2"}
+    study = load(batch_sizes=[4, 8], **given)
+    assert study.workflow.probe == ("ZO_*bs4*", "ZO_*bs8*")
+    assert len(study.probed()) == 2
+    assert (study.workflow.probe_scopes, study.workflow.probe_steps) == (("full", "head"), (1, 2))
+
+
+def test_a_length_too_short_for_one_step_is_said_before_the_run():
+    message = complaint(load, max_steps=None, max_forwards=3, query_budgets=2)
+    assert "max_forwards: 3 is not allowed: not one step of ZO_reduced_bs8_q2_lr1e-04 fits in it" in message

@@ -1,8 +1,11 @@
 """The sweep as people run it: real snakemake processes on a study of four short runs."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -221,10 +224,28 @@ def test_without_a_limit_the_studys_slots_are_the_limit(finished):
 
 
 @pytest.mark.parametrize(
+    ("flags", "visible", "slots"),
+    [(["--gpus", "0,1", "--jobs-per-gpu", "3"], "", 6), ([], "5,6", 2), (["--gpus", "none"], "5,6", 0)],
+)
+def test_a_sweep_by_flags_has_the_slots_of_its_gpus(tmp_path, flags, visible, slots):
+    """No --resources says so: on a login node without GPUs that would take them from every job.
+
+    A run that asks for more than the limit is shown with the limit.
+    """
+    Sweep(tmp_path)
+    command = [sys.executable, "-m", "zo", "sweep", "--modes", "ZO", "--learning-rates", "1", *flags]
+    command += ["--ranks", "9", "--dataset", "text.txt", "--vocab-size", "300", "--", "-n"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": visible}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r" gpu=(\d+)", done.stdout + done.stderr)[1] == str(slots)
+
+
+@pytest.mark.parametrize(
     ("keys", "words"),
     [
         ({"gpus": [0, 5]}, "gpus: '5' is not among the visible ones: 0, 1"),
-        ({"gpus": [1], "gpus_per_run": 2}, "gpus_per_run: 2 asked for, but the study may use 1: 1"),
+        ({"gpus": [1], "gpus_per_run": 2}, "gpus_per_run is 2, but there are 1: 1"),
         ({"gpus": "both"}, "gpus: 'both' is not allowed: it must be auto, none or a list of ids"),
     ],
 )
@@ -281,6 +302,26 @@ def test_a_run_is_probed_at_chosen_steps_and_finished_ones_are_not_repeated_to_k
     assert places == [("start", "0"), ("2", "2"), ("3", "3"), ("end", "4")]
     for name in ("summary.txt", "report.html"):
         assert "backward pass counts 3" in " ".join((finished.results / name).read_text().split()), name
+
+
+def test_a_probe_that_fails_is_tried_again_and_named_where_the_summary_would_be(finished):
+    run = "ZO_full_bs2_q2_lr3e-03_block16"
+    spec, aside = (finished.results / "runs" / run / name for name in ("spec.json", "spec.aside"))
+    partial = finished.results / "summary.partial.txt"
+    finished.write(STUDY | {"probe": run})
+    spec.rename(aside)
+    failed = finished.run()
+    aside.rename(spec)
+    assert failed.returncode != 0
+    assert failed.stdout.count("Trying to restart job") == 1
+    text = partial.read_text()
+    assert f"no probe of {run} (log: results/tiny/probes/{run}.log)" in text
+    assert "it has no spec.json" in text
+    assert "4 done" in text
+    again = finished.run()
+    finished.write(STUDY)
+    assert again.returncode == 0, again.stdout
+    assert not partial.exists()
 
 
 def test_a_probe_that_fits_no_run_is_one_line(finished):

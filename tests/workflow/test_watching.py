@@ -145,6 +145,49 @@ def test_pruning_reruns_nothing_and_the_crashed_run_goes_on(watched):
     assert not list(watched.results.glob("cache/*/train.bin"))
     assert watched.planned() == []
     assert events(watched)[-1].endswith("3 runs: 1 diverged, 2 done")
+    metas = {path: path.stat().st_mtime_ns for path in watched.results.glob("cache/*/meta.json")}
+    rates = WATCHED["learning_rates"]
+    watched.write(STUDY | WATCHED | {"learning_rates": rates | {"ZO": ["1e-3", "2e-3", "1e10"]}})
+    new = ZO.replace("1e-03", "2e-03")
+    planned = watched.planned()
+    assert [job for job in planned if "_" in job] == [new]
+    assert "cache" not in planned
+    done = watched.run()
+    assert done.returncode == 0, done.stdout
+    assert watched.outcome(new)["status"] == "done"
+    assert {path: path.stat().st_mtime_ns for path in watched.results.glob("cache/*/meta.json")} == metas
+    assert watched.planned() == []
+
+
+def test_ctrl_c_on_a_sweep_by_flags_leaves_no_trainer_and_says_that_it_ended(tmp_path):
+    """To the whole process group, as a terminal sends it."""
+    sweep = Sweep(tmp_path)
+    flags = ["--modes", "ZO", "--learning-rates", "1e-3,2e-3", "--max-steps", str(10**6), "--study", "tiny"]
+    flags += ["--dataset", "text.txt", "--vocab-size", "300", "--parallel", "2", "--log-interval", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "zo", "sweep", *flags],
+        cwd=sweep.folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        while not [run for run in look(sweep)["runs"] if run["state"] == "running" and run["step"]]:
+            assert process.poll() is None
+            time.sleep(0.2)
+        assert "snakemake" in psutil.Process(process.pid).cmdline()  # a signal to `zo sweep` is Snakemake's
+        children = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=60) != 0
+        _, left = psutil.wait_procs(children, timeout=10)
+    finally:
+        process.kill()
+    assert left == []
+    record = json.loads((sweep.results / "sweep.json").read_text())
+    assert record["ended"]
+    assert re.match(r"sweep failed after \d+ s: 2 runs: 2 without an outcome", events(sweep)[-1])
+    assert sum("run stopped" in line or "run failed" in line for line in events(sweep)) >= 1
 
 
 @pytest.mark.slow

@@ -13,8 +13,14 @@ sys.path.insert(
 
 from zo.errors import UserError
 from zo.files import hold_or_exit, make_folder, read_json
-from zo.planning.footprint import NOMINAL_TOKENS, job_memory_mb, job_minutes, relative_cost
-from zo.sweep.gpus import SLOTS, choose_gpus
+from zo.planning.footprint import (
+    NOMINAL_TOKENS,
+    job_memory_mb,
+    job_minutes,
+    jobs_at_once,
+    relative_cost,
+)
+from zo.sweep.gpus import SLOTS, choose_gpus, lack_of_gpus
 from zo.study import caches_of, load_study
 from zo.study_file import read_yaml
 
@@ -156,34 +162,13 @@ shell.prefix(
 if LOCAL and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", len(GPUS) * STUDY.workflow.jobs_per_gpu)
 SLOTS_GIVEN = int(workflow.global_resources["gpu"].value) if LOCAL and GPUS else 0
-if SLOTS_GIVEN and STUDY.workflow.gpus_per_run > len(GPUS):
-    sys.exit(
-        f"Error in the study: gpus_per_run: {STUDY.workflow.gpus_per_run} asked for, but the study may use"
-        f" {len(GPUS)}: {', '.join(GPUS)}"
-    )
+# How many its runs of several ranks take, the preflight asks of those that are left.
+LACK = lack_of_gpus(STUDY.workflow.gpus_per_run, 1, len(GPUS))
+if SLOTS_GIVEN and LACK:
+    sys.exit(f"Error in the study: {LACK}: {', '.join(GPUS)}")
 
 
 checked(make_folder, Path(RESULTS))
-
-
-def write_partial_summary():
-    """Runs killed past their last retry keep Snakemake from the summary: name them, in a file that no rule makes."""
-    from zo.analysis.lost import find_unfinished
-    from zo.analysis.summary import write_summary
-
-    logs = f"{RESULTS}/csv_logs"
-    if find_unfinished(logs, STUDY.runs):
-        write_summary(
-            logs,
-            f"{RESULTS}/summary.txt",
-            f"{RESULTS}/summary.csv",
-            only=STUDY.runs,
-            backward_cost=STUDY.workflow.backward_cost,
-        )
-        print(
-            f"Not all runs have an outcome: {RESULTS}/summary.partial.txt",
-            file=sys.stderr,
-        )
 
 
 def settle_with_slurm(executor):
@@ -199,7 +184,7 @@ def settle_with_slurm(executor):
 
 # Imported in the handlers: a dry run runs none of them.
 onstart:
-    from zo.sweep.preflight import Means, jobs_at_once, preflight
+    from zo.sweep.preflight import Means, preflight
     from zo.sweep.sweep_record import begin_sweep
 
     checked(hold_or_exit, RESULTS)
@@ -209,7 +194,7 @@ onstart:
         jobs = jobs_at_once(
             workflow.cores, flow.threads, SLOTS_GIVEN, flow.gpus_per_run
         )
-        means = Means(jobs, SLOTS_GIVEN)
+        means = Means(jobs, min(SLOTS_GIVEN, len(GPUS)))
     else:
         means = Means(workflow.nodes, workflow.nodes, local=False)
     checked(preflight, STUDY, means)
@@ -229,4 +214,7 @@ onerror:
     from zo.sweep.sweep_record import end_sweep
 
     end_sweep(RESULTS, succeeded=False)
-    write_partial_summary()
+    from zo.sweep.partial import write_partial_summary
+
+    if partial := write_partial_summary(STUDY):
+        print(f"Runs or probes are missing: {partial}", file=sys.stderr)

@@ -12,6 +12,7 @@ rule probe:
         f"{RESULTS}/probes/{{run}}.csv",
     log:
         f"{RESULTS}/probes/{{run}}.log",
+    retries: RETRIES_HERE
     conda:
         "../../envs/zo.yaml"
     threads: STUDY.workflow.threads

@@ -1,6 +1,8 @@
 # One job a run. A crash costs its own run alone: see zo/training/crash.py and docs/decisions/crashed-runs.md.
 
 RETRIES = STUDY.workflow.retries
+# Inside a cluster's job another Snakemake reads this: it must not try again with the same time and memory.
+RETRIES_HERE = 0 if workflow.remote_exec else RETRIES
 
 
 rule train:
@@ -19,8 +21,7 @@ rule train:
     benchmark:
         f"{RESULTS}/runs/{{run}}/benchmark.tsv"
     priority: lambda wildcards: predicted_length(wildcards.run)
-    # Inside a cluster's job another Snakemake reads this: it must not try again with the same time and memory.
-    retries: 0 if workflow.remote_exec else RETRIES
+    retries: RETRIES_HERE
     conda:
         "../../envs/zo.yaml"
     threads: lambda wildcards: STUDY.workflow.threads * read_spec(wildcards.run).ranks

@@ -13,7 +13,9 @@ def add_plan_flags(parser) -> None:
     parser.add_argument(
         "--gpus", metavar="A,B,...", help="numbers of GPUs to plan for, e.g. 1,4,8; 0: the CPU"
     )
-    parser.add_argument("--cores", metavar="N", help="of a CPU to plan for (default: this machine's)")
+    parser.add_argument(
+        "--cores", metavar="N", help="of the machine to plan for (default: this one's; with --gpus enough)"
+    )
     parser.add_argument(
         "--measure",
         action="store_true",
@@ -38,15 +40,15 @@ def plan(options) -> int:
     from zo.planning.forecast_table import check_format, present
     from zo.planning.pace import given_flops, paces_of
     from zo.study import read_study
-    from zo.sweep.gpus import choose_gpus
 
     check_format(options.format)
     study = read_study(options.study)
     flops = given_flops(_number(options, "tflops"), _number(options, "utilization"))
     corpus_tokens = _number(options, "corpus_tokens")
-    cores = _whole("cores", options.cores) if options.cores else os.cpu_count()
     flow = study.workflow
-    machines = _machines(options.gpus, len(choose_gpus(flow.gpus)) if flow.gpus_per_run else 0)
+    machines = [_count_gpus(flow)] if options.gpus is None else _machines(options.gpus)
+    here = None if options.gpus and machines[0] else os.cpu_count()  # GPUs that are named may be elsewhere
+    cores = _whole("cores", options.cores) if options.cores else here
     steps, on_gpus = _whole("steps", options.steps), bool(machines[0])
     measured = _measure(study, on_gpus, steps) if options.measure else None
     paces = paces_of(Path(study.results), on_gpus, flow.threads, flops, measured)
@@ -54,10 +56,15 @@ def plan(options) -> int:
     return 0
 
 
-def _machines(given: str | None, here: int) -> list[int]:
+def _count_gpus(flow) -> int:
+    """GPUs that the study may use on this machine."""
+    from zo.sweep.gpus import choose_gpus
+
+    return len(choose_gpus(flow.gpus)) if flow.gpus_per_run else 0
+
+
+def _machines(given: str) -> list[int]:
     """Numbers of GPUs; [0] is the CPU alone, which is not planned for together with GPUs."""
-    if given is None:
-        return [here]
     numbers = [_whole("gpus", word, least=0) for word in given.split(",")]
     if 0 in numbers and len(numbers) > 1:
         raise UserError(f"--gpus: {given!r} is not allowed: 0 is the CPU, which is planned for by itself")
@@ -68,7 +75,7 @@ def _measure(study, on_gpus: bool, steps: int) -> dict:
     """Seconds of real steps of every class of the runs that are not done; a line for each on stderr."""
     from zo.cli.training import limit_threads
     from zo.planning.pace import classes
-    from zo.sweep.preflight import unfinished
+    from zo.planning.progress import unfinished
 
     limit_threads(study.workflow.threads)
     import torch

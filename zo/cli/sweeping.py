@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from zo.cli.flags import add_setting, describe_setting, results_flag, setting_groups
-from zo.errors import unknown
+from zo.errors import UserError, unknown
 from zo.files import check_out
 
 
@@ -72,6 +72,8 @@ def status(options) -> int:
     if options.format not in ("text", "json"):
         raise unknown("format", options.format, ("text", "json"))
     if options.watch:
+        if options.format != "text":
+            raise UserError(f"--format {options.format}: --watch shows a table: drop one of the two")
         watch_status(options.results)
     print_status(options.results, options.format)
     return 0

@@ -108,6 +108,8 @@ def _train_here(spec, options, place) -> int:
     from zo.training.train import train
 
     by_hand = options.job_log  # the workflow decides itself what is out of date
+    if options.device == "auto" and (place is None or place.rank == 0):
+        _warn_of_lost_gpus(spec.name, options.results)
     try:
         with join(place) as ranks:
             if ranks.count != spec.ranks:
@@ -134,6 +136,21 @@ def _train_here(spec, options, place) -> int:
         log.exception("%s: crashed", spec.name)
         return 1
     return 0
+
+
+def _warn_of_lost_gpus(run: str, results: Path) -> None:
+    """Say, in the sweep's log too, that a run which was given GPUs takes the CPU: it is slower by orders."""
+    import torch
+
+    from zo.sweep.gpus import visible_gpus
+    from zo.training.job import append_event
+
+    given = visible_gpus() if "CUDA_VISIBLE_DEVICES" in os.environ else []
+    if given and not torch.cuda.is_available():
+        build = f"torch {torch.__version__} (CUDA build {torch.version.cuda})"
+        text = f"{run}: GPU {','.join(given)} is given, but {build} sees none: it runs on the CPU"
+        log.warning("%s", text)
+        append_event(results, f"warning: {text}")
 
 
 def read_spec(options):

@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,12 +24,12 @@ from uuid import uuid4
 import numpy as np
 
 from zo.data.corpus import DATASETS, SPLIT_RULE, Document, Source, find_source
-from zo.data.token_cache import SPLITS, TokenCache, open_cache
+from zo.data.token_cache import SPLITS, TokenCache, is_built, open_cache
 from zo.data.tokenizer import Tokenizer, check_vocab_size, make_tokenizer, tokenizer_identity
 from zo.errors import UserError
-from zo.files import try_hold
+from zo.files import hold, read_json, try_hold
 
-__all__ = ["DatasetSpec", "TokenCache", "build_cache", "open_cache"]
+__all__ = ["DatasetSpec", "TokenCache", "build_cache", "is_built", "open_cache"]
 
 FORMAT = 1  # raise it when the cache's files change: every cache gets another key
 ENCODED_AT_ONCE = 4 * 2**20  # characters tokenized in one call
@@ -104,23 +104,31 @@ class DatasetSpec:
 def build_cache(spec: DatasetSpec, root: Path, *, progress: bool = True) -> Path:
     """Build root/<folder name> unless it is there and valid; return it.
 
-    Two builders at once both build; the first to finish wins, the other's copy is deleted.
+    Two builders at once both build; the first to finish wins, the other's copy is deleted. What a pruned
+    cache lacks one builder puts back, and the others wait: every run of a study may ask for it at once.
     """
     root, name = Path(root), spec.folder_name()
     folder = root / name
-    if _is_valid(folder, spec):
-        return folder
-    prefix = f".{name}.building-{socket.gethostname()}-"
+    with hold(root / f".{name}.lock") if _is_pruned(folder) else nullcontext():
+        if not _is_valid(folder, spec):
+            _build(spec, folder, progress)
+    return folder
+
+
+def _build(spec: DatasetSpec, folder: Path, progress: bool) -> None:
+    root, prefix = folder.parent, f".{folder.name}.building-{socket.gethostname()}-"
     _remove_leftovers(root, prefix)
     aside = root / f"{prefix}{uuid4().hex[:8]}"
     aside.mkdir(parents=True)
     with _held(aside):
         try:
             _write_cache(spec, aside, progress)
-            _publish(aside, folder, spec)
+            if _is_pruned(folder):
+                _put_back(aside, folder)
+            else:
+                _publish(aside, folder, spec)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-    return folder
 
 
 def _remove_leftovers(root: Path, prefix: str) -> None:
@@ -150,6 +158,10 @@ def _is_valid(folder: Path, spec: DatasetSpec) -> bool:
         return open_cache(folder).meta["key"] == spec.key()
     except (UserError, KeyError):
         return False
+
+
+def _is_pruned(folder: Path) -> bool:
+    return "sha256" in read_json(folder / "meta.json") and not is_built(folder)
 
 
 def _write_cache(spec: DatasetSpec, folder: Path, progress: bool) -> None:
@@ -262,6 +274,24 @@ def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
+
+
+def _put_back(aside: Path, folder: Path) -> None:
+    """Move all but meta.json into a pruned cache, the token files last.
+
+    Its own meta.json stays as it is: it is an input of every finished run, which a younger one would repeat.
+    Raises UserError where the tokens are not those that these runs have read.
+    """
+    then, now = (read_json(each / "meta.json")["sha256"] for each in (folder, aside))
+    if now != then:
+        raise UserError(
+            f"dataset cache {str(folder)!r} was pruned, and its tokens now come out other than those that "
+            "runs have read: delete the folder, and every run of the study is repeated"
+        )
+    for path in sorted(aside.iterdir(), key=lambda path: path.suffix == ".bin"):
+        if path.name != "meta.json":
+            os.rename(path, folder / path.name)
+    _sync(folder)
 
 
 def _publish(aside: Path, folder: Path, spec: DatasetSpec) -> None:

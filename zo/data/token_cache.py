@@ -100,6 +100,11 @@ class TokenCache:
         return torch.from_numpy(self.validation[starts[:, None] + np.arange(block_size + 1)].astype(np.int64))
 
 
+def is_built(folder: Path) -> bool:
+    """Whether a cache's tokens are there: `zo prune --caches` leaves its meta.json alone."""
+    return all((folder / name).exists() for name in ("meta.json", *(f"{split}.bin" for split in SPLITS)))
+
+
 def open_cache(folder: Path | str) -> TokenCache:
     """Open a built cache in about a millisecond; UserError where it is missing or its sizes are wrong."""
     folder = Path(folder)

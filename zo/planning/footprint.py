@@ -41,7 +41,7 @@ missed."""
 PASS_S = 0.01
 """A pass takes at least so long, on a GPU launching its kernels."""
 FLOOR_MINUTES = 30
-"""Of a time limit: start-up on a slow file system, validation, checkpoints."""
+"""Of a time limit: start-up on a slow file system, checkpoints."""
 
 
 def vocabulary(spec: RunSpec) -> int:
@@ -146,11 +146,21 @@ def passes_per_step(spec: RunSpec) -> tuple[float, float]:
 def count_passes(spec: RunSpec, corpus_tokens: float = NOMINAL_TOKENS) -> float:
     """Forward passes of a run's whole batch, to its end; a backward pass counts as two."""
     forwards, backwards = passes_per_step(spec)
-    passes = forwards + BACKWARD_COST * backwards
+    return count_steps(spec, corpus_tokens) * (forwards + BACKWARD_COST * backwards)
+
+
+def count_steps(spec: RunSpec, corpus_tokens: float) -> float:
+    """Length of a run in steps, about: not a whole number of them."""
     if spec.max_forwards:
-        return spec.max_forwards / forwards * passes
+        return spec.max_forwards / passes_per_step(spec)[0]
     batch = spec.batch_size * spec.block_size
-    return (spec.max_steps or (spec.max_tokens or spec.epochs * corpus_tokens) / batch) * passes
+    return spec.max_steps or (spec.max_tokens or spec.epochs * corpus_tokens) / batch
+
+
+def validation_passes(spec: RunSpec, steps: float) -> float:
+    """Forward passes of the batch that a run's validations in so many steps are worth, by their tokens."""
+    share = spec.validation_blocks * spec.validation_block_size / (spec.batch_size * spec.block_size)
+    return (1 + math.ceil(steps / spec.validation_interval)) * share
 
 
 def pass_work(spec: RunSpec) -> float:
@@ -163,9 +173,13 @@ def pass_work(spec: RunSpec) -> float:
     return spec.batch_size * spec.block_size * (count_parameters(spec)[0] - untied * embedding)
 
 
-def sharing_ranks(spec: RunSpec) -> int:
-    """Ranks that have a part of a step's passes: no more than there are directions."""
-    return min(spec.ranks, spec.query_budget_q or spec.ranks)
+def sharing_ranks(spec: RunSpec) -> float:
+    """How many ranks' work a step is done by: five directions on four ranks take as long as on three.
+
+    What is shared are the directions, without any the sequences of the batch.
+    """
+    parts = spec.query_budget_q or spec.batch_size
+    return parts / math.ceil(parts / spec.ranks)
 
 
 def step_work(spec: RunSpec) -> float:
@@ -180,6 +194,16 @@ def relative_cost(spec: RunSpec) -> float:
     A length in epochs is of a corpus of NOMINAL_TOKENS.
     """
     return count_passes(spec) * (pass_work(spec) + PASS_OVERHEAD) / sharing_ranks(spec)
+
+
+def jobs_at_once(cores: int | None, threads: int, slots: int, gpus_per_run: int) -> int:
+    """Processes that train at once on one machine: by its cores (None: there are enough) and its GPU slots.
+
+    A run of one rank is one process.
+    """
+    limits = [] if cores is None else [cores // threads]
+    limits += [slots // gpus_per_run] if slots and gpus_per_run else []
+    return max(1, min(limits))
 
 
 def job_memory_mb(spec: RunSpec, gpus: int) -> int:
@@ -197,6 +221,10 @@ def job_memory_mb(spec: RunSpec, gpus: int) -> int:
 
 
 def job_minutes(spec: RunSpec, gpus: int, threads: int, corpus_tokens: float = NOMINAL_TOKENS) -> int:
-    """Minutes that a run's job asks a cluster for, from rates that it should beat (THREAD_RATE, GPU_RATE)."""
-    passes, rate = count_passes(spec, corpus_tokens), gpus * GPU_RATE or threads * THREAD_RATE
+    """Minutes that a run's job asks a cluster for, from rates that it should beat (THREAD_RATE, GPU_RATE).
+
+    ``gpus`` and ``threads`` are those of all its ranks together.
+    """
+    passes = count_passes(spec, corpus_tokens) + validation_passes(spec, count_steps(spec, corpus_tokens))
+    rate = (gpus * GPU_RATE or threads * THREAD_RATE) * sharing_ranks(spec) / spec.ranks
     return FLOOR_MINUTES + math.ceil(passes * (PASS_S + pass_work(spec) / rate) / 60)

@@ -10,29 +10,33 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from zo.data.token_cache import is_built
 from zo.errors import UserError
 from zo.files import read_json
 from zo.lengths import total_steps
 from zo.planning.footprint import (
     BACKWARD_COST,
+    jobs_at_once,
     memory_bytes,
     pass_work,
     passes_per_step,
     relative_cost,
+    validation_passes,
 )
 from zo.planning.pace import FLOPS, Pace, Paces
+from zo.planning.progress import is_finished, newest_step
 from zo.planning.storage import (
     FIGURES_BYTES,
     FIGURES_BYTES_PER_RUN,
     RECORD_BYTES,
     checkpoints_at_work,
-    checkpoints_kept,
     log_bytes,
     scalar_bytes,
+    weights_kept,
 )
 from zo.spec import RunSpec, dataset_spec
 from zo.study import Study
-from zo.training.record import FINISHED, RunFiles
+from zo.training.record import RunFiles
 
 START_S = (4.1, 11.0)
 """A run's seconds from its process's start to its end without its steps: on a quiet core and at load 6
@@ -67,7 +71,7 @@ class RunForecast:
     memory_bytes: int
     """Of one of its processes, estimated."""
     slots: int
-    """Places that it takes among the runs at once: one for each of its GPUs, or of its ranks on a CPU."""
+    """Places that it takes among the processes at once: one for each of its ranks."""
     devices: int
     """GPUs that it keeps, or cores."""
     priority: float
@@ -79,6 +83,7 @@ class Wall:
 
     gpus: int
     at_once: int
+    """Runs, at most."""
     low: float
     high: float
     device_hours_low: float
@@ -104,6 +109,8 @@ class Forecast:
     runs: list[RunForecast]
     walls: list[Wall]
     disk: list[Disk]
+    cores: int | None
+    """Of the machine; None where they are not known and taken to be enough."""
 
     @property
     def unit(self) -> str:
@@ -122,12 +129,16 @@ class Forecast:
 
 
 def forecast(
-    study: Study, paces: Paces, machines: Sequence[int], cores: int, corpus_tokens: float | None = None
+    study: Study,
+    paces: Paces,
+    machines: Sequence[int],
+    cores: int | None,
+    corpus_tokens: float | None = None,
 ) -> Forecast:
-    """Tell what is left of ``study``, and its wall clock on each number of GPUs (0: on so many cores).
+    """Tell what is left of ``study``, and its wall clock on each number of GPUs (0: on the cores alone).
 
-    ``corpus_tokens`` are those of a training corpus whose cache is not built. Raises UserError for a machine
-    on which no run of the study fits.
+    ``cores`` may be unknown (None) of a machine with GPUs; ``corpus_tokens`` are those of a training corpus
+    whose cache is not built. Raises UserError for a machine on which no run of the study fits.
     """
     flow, results = study.workflow, Path(study.results)
     train_tokens = _token_counter(results, corpus_tokens)
@@ -137,11 +148,11 @@ def forecast(
         for name, spec in study.runs.items()
     ]
     share = flow.jobs_per_gpu if paces.gpus else 1
-    places = {gpus: gpus * share or max(1, cores // flow.threads) for gpus in machines}
-    walls = [_wall(runs, gpus, slots, share) for gpus, slots in places.items()]
+    places = {gpus: jobs_at_once(cores, flow.threads, gpus * share, per_run) for gpus in machines}
+    walls = [_wall(runs, gpus, processes, share) for gpus, processes in places.items()]
     most = max(wall.at_once for wall in walls)
     disk = _disk(study, runs, most, results, corpus_tokens)
-    return Forecast(flow.study, study.results, runs, walls, disk)
+    return Forecast(flow.study, study.results, runs, walls, disk, cores)
 
 
 def _token_counter(results: Path, given: float | None) -> Callable[[RunSpec], float | None]:
@@ -159,7 +170,8 @@ def _forecast_run(
     spec: RunSpec, files: RunFiles, paces: Paces, train_tokens: float | None, per_rank: int
 ) -> RunForecast:
     total = _length(spec, train_tokens)
-    state, made = _progress(files)
+    made = newest_step(spec, files)
+    state = "done" if is_finished(spec, files) else "begun" if made else "to do"
     steps = 0 if state == "done" else None if total is None else max(0, total - made)
     forwards, backwards = passes_per_step(spec)
     pace = paces.of(spec)
@@ -179,7 +191,7 @@ def _forecast_run(
         seconds_high=high,
         basis=pace.basis if steps else None,
         memory_bytes=memory_bytes(spec, "cuda" if paces.gpus else "cpu"),
-        slots=per_rank * spec.ranks,
+        slots=spec.ranks,
         devices=spec.ranks * (per_rank if paces.gpus else paces.threads),
         priority=relative_cost(spec),
     )
@@ -192,37 +204,27 @@ def _length(spec: RunSpec, train_tokens: float | None) -> int | None:
     return total_steps(spec, epoch)
 
 
-def _progress(files: RunFiles) -> tuple[str, int]:
-    """Whether a run is done, and else the step of its newest checkpoint."""
-    if read_json(files.outcome).get("status") in FINISHED:
-        return "done", 0
-    made = max((int(path.stem[5:]) for path in files.checkpoints.glob("step-*.safetensors")), default=0)
-    return ("begun" if made else "to do"), made
-
-
 def _seconds(spec: RunSpec, steps: int, pace: Pace) -> tuple[float, float]:
     """Of a run's process: its steps, its validations at the price of forward passes, its start."""
     if not steps:
         return 0.0, 0.0
     forwards, backwards = passes_per_step(spec)
-    share = spec.validation_blocks * spec.validation_block_size / (spec.batch_size * spec.block_size)
-    validations = 1 + -(-steps // spec.validation_interval)
-    equal_steps = steps + validations * share / (forwards + BACKWARD_COST * backwards)
+    equal_steps = steps + validation_passes(spec, steps) / (forwards + BACKWARD_COST * backwards)
     return pace.low * equal_steps + START_S[0], pace.high * equal_steps + START_S[1]
 
 
-def _wall(runs: Sequence[RunForecast], gpus: int, slots: int, sharing: int) -> Wall:
+def _wall(runs: Sequence[RunForecast], gpus: int, processes: int, sharing: int) -> Wall:
     """Between runs that don't hinder those that they share a GPU with, and such as only take turns."""
     todo = [run for run in runs if run.seconds_low]
-    widest = max((run.slots for run in todo), default=1)
+    widest = max((run.devices for run in todo), default=1)
     if gpus and widest > gpus:
         raise UserError(f"--gpus: {gpus} is not allowed: a run of the study takes {widest}")
-    low = schedule([(run.seconds_low, run.slots, run.priority) for run in todo], slots)
-    high = schedule([(run.seconds_high * sharing, run.slots, run.priority) for run in todo], slots)
+    at_once = max(1, processes // min((run.slots for run in todo), default=1))
+    low = schedule([(run.seconds_low, run.slots, run.priority) for run in todo], processes)
+    high = schedule([(run.seconds_high * sharing, run.slots, run.priority) for run in todo], processes)
     least = sum(run.seconds_low * run.devices for run in todo) / sharing
-    return Wall(
-        gpus, slots, low, high, least / 3600, sum(run.seconds_high * run.devices for run in todo) / 3600
-    )
+    most = sum(run.seconds_high * run.devices for run in todo)
+    return Wall(gpus, at_once, low, high, least / 3600, most / 3600)
 
 
 def schedule(jobs: Sequence[tuple[float, int, float]], slots: int) -> float:
@@ -244,12 +246,13 @@ def _disk(
     """What is still to be written, by kind; of the token caches also what is there."""
     keep, left = study.workflow.keep, {run.run: run for run in runs if run.state != "done"}
     specs = [study.runs[name] for name in left]
+    steps = f", and {len(study.workflow.probe_steps)} probe_steps" if study.workflow.probe_steps else ""
     lengths = [(study.runs[name], run.steps) for name, run in left.items()]
     known = all(steps is not None for _, steps in lengths)
     return [
         *_cache_disk(study, results, corpus_tokens),
         Disk("checkpoints while running", checkpoints_at_work(specs, jobs), f"3 of each of {jobs} at once"),
-        Disk("kept weights", sum(checkpoints_kept(spec, keep) for spec in specs), f"keep: {keep}"),
+        Disk("kept weights", weights_kept(study, specs), f"keep: {keep}{steps}"),
         Disk(
             "scalar logs",
             sum(scalar_bytes(spec, steps) for spec, steps in lengths) if known else None,
@@ -272,7 +275,7 @@ def _cache_disk(study: Study, results: Path, corpus_tokens: float | None) -> lis
     found = []
     for name, dataset in study.caches().items():
         kind, folder = f"token cache {dataset.dataset}", results / "cache" / name
-        if (folder / "meta.json").exists():
+        if is_built(folder):
             there = sum(path.stat().st_size for path in folder.iterdir())
             found.append(Disk(kind, there, "is built"))
         elif corpus_tokens is None:

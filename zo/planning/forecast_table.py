@@ -124,6 +124,8 @@ def _notes(plan: Forecast) -> Iterable[str]:
             f"{len(plan.unknown)} runs are in no sum but those of runs and of kept weights: "
             "how long an epoch is, is unknown until the token cache is built: give --corpus-tokens N"
         )
+    if plan.cores is None:
+        yield "the machine's cores are not known, and taken to be enough for its GPUs: give --cores N"
     if any(wall.gpus and wall.at_once > wall.gpus for wall in plan.walls):
         yield "runs that share a GPU: the shorter time is without any hindrance, the longer without any gain"
     yield NOT_COUNTED

@@ -43,6 +43,9 @@ NOT_TIMED = {
 }
 """Axes that change no step's time."""
 
+LEAST_STEPS = 20
+"""Of a finished run whose pace is believed: the first steps are slow, and a run may diverge within them."""
+
 Class = tuple
 """What decides the time of a run's step: runs of one class take the same."""
 
@@ -132,10 +135,12 @@ def read_finished(results: Path, gpus: bool, threads: int) -> dict[Class, list[t
         rows = read_last_rows(files.live_csv)
         try:
             spec = RunSpec.from_json((files.folder / "spec.json").read_text())
-            seconds = float(rows[-1]["seconds"]) / int(rows[-1]["step"])
-        except (OSError, UserError, IndexError, ValueError, ZeroDivisionError):
-            continue  # a log that was deleted, a spec of another version, no step made
-        found.setdefault(class_of(spec), []).append((spec, seconds))
+            seconds, steps = float(rows[-1]["seconds"]), int(rows[-1]["step"])
+        except (OSError, UserError, IndexError, ValueError):
+            continue  # a log that was deleted, a spec of another version
+        if steps < LEAST_STEPS:
+            continue
+        found.setdefault(class_of(spec), []).append((spec, seconds / steps))
     return found
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from zo.methods import METHODS
 from zo.planning.footprint import checkpoint_bytes, count_parameters, passes_per_step, weight_bytes
 from zo.spec import RunSpec
+from zo.study import Study
 
 CHECKPOINTS_KEPT = 2
 """checkpoint.KEPT, which would bring torch along."""
@@ -28,6 +29,13 @@ def checkpoints_kept(spec: RunSpec, keep: str) -> int:
     """Bytes of what a finished run leaves of its weights, by the study's key ``keep``."""
     kept = {"weights": count_parameters(spec)[1] * weight_bytes(spec), "nothing": 0}
     return kept.get(keep, checkpoint_bytes(spec))
+
+
+def weights_kept(study: Study, specs: Sequence[RunSpec]) -> int:
+    """Bytes of the weights that these runs of a study leave: at their end, and at steps that are probed."""
+    flow, probed = study.workflow, set(study.probed())
+    at_a_step = sum(checkpoints_kept(spec, "weights") for spec in specs if spec.name in probed)
+    return sum(checkpoints_kept(spec, flow.keep) for spec in specs) + len(flow.probe_steps) * at_a_step
 
 
 def checkpoints_at_work(specs: Sequence[RunSpec], jobs: int) -> int:

@@ -9,13 +9,13 @@ from pathlib import Path
 from zo.errors import UserError
 from zo.files import open_aside
 
-TOP = ("study.yaml", "sweep.json", "sweep.log", "summary.*", "report.html")
+TOP = ("study.yaml", "sweep.json", "sweep.log", "summary.*", "claims.csv", "report.html")
 FOLDERS = {
-    "csv_logs": "*.csv",
-    "job_logs": "*.log",
-    "plots": "**/*.png",
-    "probes": "*.csv",
-    "cache": "*/meta.json",
+    "csv_logs": ("*.csv",),
+    "job_logs": ("*.log",),
+    "plots": ("**/*.png",),
+    "probes": ("*.csv", "*.log"),
+    "cache": ("*/meta.json", "*.log"),
 }
 RUN_FILES = ("*.json", "scalars.jsonl", "log.csv", "benchmark.tsv")
 CHECKPOINTS = ("final.safetensors", "checkpoints/step-*.safetensors", "kept/step-*.safetensors")
@@ -45,8 +45,8 @@ def pack(results: Path, out: Path, checkpoints: bool = False) -> tuple[int, int]
 def list_members(results: Path, checkpoints: bool) -> list[Path]:
     """The files of a study, relative to its folder, sorted; not those of studies in folders inside it."""
     found = set(_matching(results, TOP))
-    for folder, pattern in FOLDERS.items():
-        found |= set(_matching(results / folder, [pattern]))
+    for folder, patterns in FOLDERS.items():
+        found |= set(_matching(results / folder, patterns))
     patterns = [f"*/{name}" for name in (*RUN_FILES, *(CHECKPOINTS if checkpoints else ()))]
     found |= set(_matching(results / "runs", patterns))
     return sorted((path.relative_to(results) for path in found), key=lambda path: path.as_posix())

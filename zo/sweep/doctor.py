@@ -4,15 +4,17 @@ import os
 import platform
 import shutil
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import psutil
 
 from zo.data.corpus import Source, find_source
 from zo.errors import UserError
+from zo.planning.footprint import jobs_at_once
 from zo.study import Study, read_study
 from zo.sweep.gpus import choose_gpus, visible_gpus
-from zo.sweep.preflight import Means, check_study, jobs_at_once, required_packages
+from zo.sweep.preflight import Means, check_study, required_packages
 from zo.training.record import installed_version
 
 TOOLS = {
@@ -50,7 +52,10 @@ def examine(dataset: str | None = None, study_file: Path | None = None) -> int:
 def _print_packages() -> list[str]:
     """Print every package that pyproject.toml asks for and the data packages; those that are not there."""
     missing, remedy = [], "pip install -c envs/pins.txt -e '.[dev]'"
-    lines = [_describe_package(name, remedy, missing) for name in required_packages("sweep")]
+    try:
+        lines = [_describe_package(name, remedy, missing) for name in required_packages("sweep")]
+    except PackageNotFoundError:
+        lines = [f"zo runs from a checkout and is not installed: what it needs is not checked ({remedy})"]
     lines += [_describe_package(name, remedy, missing) for name, remedy in DATA.items()]
     print("packages   " + "\n           ".join(lines))
     return missing
@@ -94,8 +99,9 @@ def _print_devices() -> None:
 def _print_preflight(study: Study) -> list[str]:
     """Print what the workflow would find before the study's first run; its failures."""
     cores, flow = len(os.sched_getaffinity(0)), study.workflow
-    slots = len(choose_gpus(flow.gpus)) * flow.jobs_per_gpu
-    findings = check_study(study, Means(jobs_at_once(cores, flow.threads, slots, flow.gpus_per_run), slots))
+    gpus = len(choose_gpus(flow.gpus))
+    jobs = jobs_at_once(cores, flow.threads, gpus * flow.jobs_per_gpu, flow.gpus_per_run)
+    findings = check_study(study, Means(jobs, gpus))
     for finding in findings:
         print(finding)
     return [f"{finding.what}: {finding.text}" for finding in findings if finding.level == "failure"]

@@ -53,6 +53,20 @@ def choose_gpus(wanted: str | Sequence[str], environment: Mapping[str, str] = os
     return list(wanted)
 
 
+def lack_of_gpus(gpus_per_run: int, ranks: int, there: int) -> str | None:
+    """What is wrong where a run takes more GPUs than ``there`` are: two slots of one GPU are not two."""
+    if gpus_per_run * ranks <= there:
+        return None
+    each = f" for each of {ranks} ranks" if ranks > 1 else ""
+    return f"gpus_per_run is {gpus_per_run}{each}, but there are {there}"
+
+
+def unlisted_gpus(ids: Sequence[str]) -> list[str]:
+    """Those numbers that nvidia-smi does not list, where it lists any: a variable may say what it likes."""
+    there = [index for index, _, _ in _list_machine()]
+    return [name for name in ids if there and name.isdecimal() and name not in there]
+
+
 def take_gpus(count: int, patience: float = 86400.0) -> list[str]:
     """Hold a slot on each of ``count`` different GPUs until the process ends; only they are visible to torch.
 

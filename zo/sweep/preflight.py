@@ -15,15 +15,17 @@ import psutil
 from packaging.requirements import Requirement
 from rich.filesize import decimal
 
+from zo.data.token_cache import is_built
 from zo.errors import UserError
-from zo.files import read_json
 from zo.planning.footprint import count_parameters, memory_bytes
-from zo.planning.storage import checkpoints_at_work, checkpoints_kept
+from zo.planning.progress import unfinished
+from zo.planning.storage import checkpoints_at_work, weights_kept
 from zo.spec import RunSpec
 from zo.study import Study
+from zo.sweep.gpus import choose_gpus, lack_of_gpus, unlisted_gpus
 from zo.sweep.machine import read_gpus
 from zo.training.job import append_event
-from zo.training.record import FINISHED, installed_version
+from zo.training.record import installed_version
 
 SLOW_PARAMETERS = 50e6
 """Above so many, a sweep on CPUs alone is hardly meant."""
@@ -50,15 +52,9 @@ class Means:
     jobs: int
     """Runs at once, of one process each: one of several ranks takes the place of as many."""
     gpus: int
-    """GPUs (slots) at once."""
+    """Different GPUs that a run may have; several runs may share one."""
     local: bool = True
     """False on a cluster: its jobs run on machines that can't be looked at from here."""
-
-
-def jobs_at_once(cores: int, threads: int, gpus: int, gpus_per_run: int) -> int:
-    """Runs that go at once on one machine: by its cores, and by its GPUs where it has any."""
-    by_gpus = gpus // gpus_per_run if gpus and gpus_per_run else cores
-    return max(1, min(cores // threads, by_gpus))
 
 
 def check_study(study: Study, means: Means) -> list[Finding]:
@@ -82,13 +78,6 @@ def preflight(study: Study, means: Means) -> None:
         raise UserError("; ".join(failures))
 
 
-def unfinished(study: Study) -> list[RunSpec]:
-    """The runs that a sweep would still make or repeat."""
-    runs = Path(study.results) / "runs"
-    outcomes = {run: read_json(runs / run / "outcome.json").get("status") for run in study.runs}
-    return [spec for run, spec in study.runs.items() if outcomes[run] not in FINISHED]
-
-
 def required_packages(extra: str | None = None) -> list[str]:
     """Names that pyproject.toml asks for, and of one extra. Raises PackageNotFoundError if not installed."""
     found = (Requirement(line) for line in requires("zo") or [])
@@ -109,14 +98,15 @@ def _check_packages() -> Finding:
 
 def _check_gpus(study: Study, specs: Sequence[RunSpec], means: Means) -> Finding:
     ranks = max((spec.ranks for spec in specs), default=1)
-    wanted, largest = study.workflow.gpus_per_run * ranks, _largest(specs)
-    if wanted and means.gpus >= wanted:
+    each, largest = study.workflow.gpus_per_run, _largest(specs)
+    if each and means.gpus:
+        if lack := lack_of_gpus(each, ranks, means.gpus):
+            return Finding("failure", "GPUs", lack)
+        if lost := unlisted_gpus(choose_gpus(study.workflow.gpus)):
+            text = f"nvidia-smi -L does not list {', '.join(lost)}: a run that is given it takes the CPU"
+            return Finding("warning", "GPUs", text)
         most = "up to " if ranks > 1 else ""
-        return Finding("ok", "GPUs", f"{means.gpus} for runs that take {most}{wanted} each")
-    if wanted and means.gpus:
-        per_rank = f" for each of {ranks} ranks" if ranks > 1 else ""
-        text = f"gpus_per_run is {study.workflow.gpus_per_run}{per_rank}, but there are {means.gpus}"
-        return Finding("failure", "GPUs", text)
+        return Finding("ok", "GPUs", f"{means.gpus} for runs that take {most}{each * ranks} each")
     if largest > SLOW_PARAMETERS:
         text = f"none used, and the largest model has {largest / 1e6:.0f} M parameters: this will take long"
         return Finding("warning", "GPUs", text)
@@ -128,14 +118,9 @@ def _largest(specs: Sequence[RunSpec]) -> int:
 
 
 def _check_disk(study: Study, specs: Sequence[RunSpec], means: Means) -> Finding:
-    """What every run keeps of its weights, with those that are kept for a probe, and the checkpoints of those
-    at work.
-    """
-    results, probed = Path(study.results), set(study.probed())
-    needed = sum(checkpoints_kept(spec, study.workflow.keep) for spec in specs)
-    needed += checkpoints_at_work(specs, means.jobs)
-    kept = sum(checkpoints_kept(spec, "weights") for spec in specs if spec.name in probed)
-    needed += len(study.workflow.probe_steps) * kept
+    """What every run keeps of its weights, and the checkpoints of those at work."""
+    results = Path(study.results)
+    needed = weights_kept(study, specs) + checkpoints_at_work(specs, means.jobs)
     # Those that are there already, of a sweep that goes on, take no more room.
     there = (path for spec in specs for path in (results / "runs" / spec.name).glob("checkpoints/step-*"))
     needed = max(0, needed - sum(path.stat().st_size for path in there))
@@ -177,7 +162,7 @@ def _weigh(what: str, needed: float, free: float, text: str, certain: bool = Tru
 def _check_corpora(study: Study) -> Iterator[Finding]:
     for folder, wanted in study.caches().items():
         what = f"corpus {wanted.dataset}"
-        if (Path(study.results) / "cache" / folder / "meta.json").exists():
+        if is_built(Path(study.results) / "cache" / folder):
             yield Finding("ok", what, "its cache is built")
             continue
         source = wanted.source()  # a path that is gone or a package that is missing is a UserError here

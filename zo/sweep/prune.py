@@ -16,13 +16,16 @@ from zo.training.record import FINISHED, RunFiles, list_runs
 KINDS = {
     "checkpoints": ("checkpoints",),
     "leftovers": ("attempt.log", ".*.[0-9]*"),
+    "compiled": ("compiled",),
     "kept": ("kept/step-*.safetensors",),
     "weights": ("final.safetensors",),
 }
-"""What may go of a finished run: checkpoints, attempts' files and half-written ones, weights that were kept
-for a probe which has been made, the final weights."""
+"""What may go of a finished run: checkpoints, attempts' files and half-written ones, compiled kernels,
+weights that were kept for a probe which has been made, the final weights."""
 ON_REQUEST = ("weights", "caches")
-"""Weights are a result, which only training brings back; caches are built again when a run needs them."""
+"""Weights are a result, which only training brings back; a cache's tokens are made again for a run."""
+CACHE_KEPT = "meta.json"
+"""Of a cache. Every finished run names it as its input: without it the next new run would repeat them all."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +111,16 @@ def _list_caches(results: Path, runs: Sequence[str]) -> list[Doomed]:
         with _finished(RunFiles(results, run)) as finished:
             if not finished:
                 raise UserError(f"caches: {run} is not finished and reads them: run `snakemake` first")
-    paths = sorted(path for path in (results / "cache").glob("*") if _is_folder(path))
+    folders = sorted(path for path in (results / "cache").glob("*") if _is_folder(path))
+    paths = [path for folder in folders for path in _list_cache(folder)]
     return [Doomed(path, "caches", _size(path)) for path in paths]
+
+
+def _list_cache(folder: Path) -> list[Path]:
+    """All of a cache but what says of it which it is; a folder without that is none."""
+    if not (folder / CACHE_KEPT).exists():
+        return [folder]
+    return sorted(path for path in folder.iterdir() if path.name != CACHE_KEPT)
 
 
 def _is_folder(path: Path) -> bool:

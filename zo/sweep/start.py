@@ -1,7 +1,6 @@
 """``zo sweep``: turns flags into a study file and starts the Snakemake workflow on it."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from zo.files import is_held, make_folder, write_aside
 from zo.lengths import LENGTHS
 from zo.spec import AXES, RunSpec
 from zo.study import PLURAL, REQUIRED, Workflow, load_study
-from zo.sweep.gpus import visible_gpus
 
 QUICK = {
     "modes": "FO,ZO,Frozen",
@@ -25,7 +23,10 @@ QUICK = {
 
 
 def start_sweep(options) -> int:
-    """Run the grid that the flags describe; snakemake's exit status."""
+    """Run the grid that the flags describe: this process becomes snakemake, and gets its signals.
+
+    Only a dry run returns.
+    """
     config = study_of(options)
     if lacking := [f"--{key.replace('_', '-')}" for key in REQUIRED if key not in config]:
         raise UserError(f"{' and '.join(lacking)} missing: say what to compare, or take --quick")
@@ -43,9 +44,10 @@ def start_sweep(options) -> int:
     environment = dict(os.environ)
     if options.gpus is not None:
         environment["CUDA_VISIBLE_DEVICES"] = options.gpus
-    slots = len(visible_gpus(environment)) * study.workflow.jobs_per_gpu
-    command = _command(path, options, slots)
-    return subprocess.run(command, env=environment, check=False).returncode
+    command = _command(path, options, max(spec.ranks for spec in study.runs.values()))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(command[0], command, environment)
 
 
 def study_of(options) -> dict:
@@ -68,14 +70,13 @@ def _split(value):
     return value.split(",") if isinstance(value, str) else value
 
 
-def _command(study_file: Path, options, slots: int) -> list[str]:
+def _command(study_file: Path, options, ranks: int) -> list[str]:
     root = Path(zo.__file__).resolve().parent.parent
     if not (root / "Snakefile").exists():
         raise UserError(f"no Snakefile in {root}: install the project from its checkout (pip install -e .)")
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(root / "Snakefile")]
     command += ["--workflow-profile", str(root / "profiles" / "default")]
-    # --resources takes all words that follow it: never last before the user's own, which may be a target.
-    command += ["--resources", f"gpu={slots}", "--cores", str(options.parallel * options.threads)]
+    command += ["--cores", str(options.parallel * options.threads * ranks)]
     return [*command, *options.snakemake, "--configfile", str(study_file)]
 
 

@@ -5,6 +5,7 @@ import csv
 import io
 import logging
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +49,8 @@ def probe_run(
     ``scopes`` of the model, the run's own if none are given; ``places``: start, end and steps whose weights
     the run kept, in any order, measured in the run's; ``batches``: as many of those that would follow the
     run's last, whose text it has not read if it ends within an epoch. ``settings``: eps, family and rank are
-    the run's unless given. Raises UserError for a run whose weights are not there.
+    the run's unless given. A place whose weights are not there is a warning; raises UserError where
+    no other is left.
     """
     spec, files = read_run(folder)
     if threads:
@@ -58,14 +60,21 @@ def probe_run(
     places = sorted(set(places), key=place_order)
     settings = settings or of_run(spec)
     run, _ = build_run(spec, files.results / "cache", pick_device(device))
-    rows = []
+    rows, lacking = [], []
     for place in places:
-        step = _go_to(run, place, files)
+        try:
+            step = _go_to(run, place, files)
+        except UserError as error:  # what the other places say is worth having
+            log.warning("%s: %s is not probed: %s", spec.name, place, error)
+            lacking.append(error)
+            continue
         if step is None:
             continue
         own = dict(zip(OWN, (spec.name, spec.mode, place, step), strict=True))
         for scope in scopes or [spec.scope]:
             rows += [own | {"scope": scope} | row for row in _probe_scope(run, scope, batches, settings)]
+    if lacking and not rows:
+        raise lacking[0]
     path = out or files.probe
     make_folder(path.parent)
     write_aside(path, _as_csv(rows))
@@ -136,9 +145,10 @@ def _kept_weights(step: int, files: RunFiles, reached: int) -> dict[str, torch.T
     if path.exists():
         return _read_weights(path)
     if step <= reached:
+        target = Path(os.path.relpath(files.csv))  # as Snakemake names it where the sweep runs
         raise UserError(
             f"{files.folder} kept no weights of step {step}: make it again with --keep-steps {step}, "
-            f"in a sweep with `snakemake --force {files.csv}`"
+            f"in a sweep with `snakemake --force {target} --configfile` and its study file"
         )
     return None
 

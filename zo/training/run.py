@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from zo.data.dataset import DatasetSpec, TokenCache, build_cache, open_cache
+from zo.data.dataset import DatasetSpec, TokenCache, build_cache, is_built, open_cache
 from zo.distributed.ranks import ALONE, Ranks
 from zo.engine.noise import mix
 from zo.engine.objective import Objective
@@ -239,7 +239,7 @@ def _decide_plan(spec: RunSpec, vocab_size: int, device: torch.device, ranks: Ra
 
 def _open_data(wanted: DatasetSpec, cache_root: Path) -> TokenCache:
     folder = cache_root / wanted.folder_name()
-    return open_cache(folder if (folder / "meta.json").exists() else build_cache(wanted, cache_root))
+    return open_cache(folder if is_built(folder) else build_cache(wanted, cache_root))
 
 
 def objective_of(model: torch.nn.Module, spec: RunSpec):

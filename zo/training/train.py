@@ -13,7 +13,7 @@ from zo.distributed.ranks import ALONE, Ranks
 from zo.errors import UserError
 from zo.files import hold, read_json, write_json
 from zo.methods import METHODS
-from zo.spec import RunSpec
+from zo.spec import RunSpec, find_other_setting
 from zo.training.attempt import Attempt
 from zo.training.checkpoint import (
     Checkpoint,
@@ -203,23 +203,22 @@ def _ended_meanwhile(before: dict, spec: RunSpec, files: RunFiles) -> Outcome | 
     now = read_json(files.outcome)
     if now == before or now["status"] not in FINISHED:
         return None
-    plan = {"plan": spec.plan, "parallel_batch_size": spec.parallel_batch_size}
-    same = read_json(files.folder / "spec.json") | plan == spec.model_dump()
-    return Outcome(now["status"], now["reason"]) if same else None
+    if find_other_setting(spec, read_json(files.folder / "spec.json")):
+        return None
+    return Outcome(now["status"], now["reason"])
 
 
 def _refuse_other_settings(spec: RunSpec, files: RunFiles) -> None:
     """A name does not carry all settings: by hand, another study's finished run must not be lost."""
-    stored, plan = read_json(files.folder / "spec.json"), ("plan", "parallel_batch_size")
+    stored = read_json(files.folder / "spec.json")
     if not files.outcome.exists() or not stored:
         return
-    for key, value in spec.model_dump().items():
-        before = stored.get(key, RunSpec.model_fields[key].default)  # a setting that is younger than the run
-        if key not in plan and before != value:
-            raise UserError(
-                f"{files.folder} holds a run of this name with another {key} "
-                f"({before}, not {value}): choose another --results, or delete it"
-            )
+    if other := find_other_setting(spec, stored):
+        key, before, value = other
+        raise UserError(
+            f"{files.folder} holds a run of this name with another {key} "
+            f"({before}, not {value}): choose another --results, or delete it"
+        )
 
 
 def _resume(spec: RunSpec, files: RunFiles) -> tuple[RunSpec, Checkpoint | None]:
