@@ -173,7 +173,7 @@ MUTANTS = [
     # The noise.
     Mutant("one key for all tensors", "engine/noise.py", "mix(self._key, query, parameter)", "mix(self._key, query)", NOISE, places=4),
     Mutant("one key for all queries", "engine/noise.py", "mix(self._key, query, parameter)", "mix(self._key, parameter)", NOISE, places=4),
-    Mutant("one key for all steps", "engine/noise.py", "mix(seed, step, stream)", "mix(seed, stream)", NOISE),
+    Mutant("one key for all steps", "engine/noise.py", "mix(seed, step, stream)", "mix(seed, stream)", NOISE, places=2),
     Mutant("32 bits of a key's parts", "engine/noise.py", "(word & _MASK)) & _MASK", "(word & 0xFFFFFFFF)) & _MASK", NOISE),
     Mutant("control is the estimate's own noise", "engine/noise.py", "stream=CONTROL)\n\n\n@dataclass", "stream=DIRECTIONS)\n\n\n@dataclass", NOISE),
     Mutant("control of low-rank directions drawn from their stream", "engine/noise.py", "stream=CONTROL)\n\n\ndef make_noise", "stream=DIRECTIONS)\n\n\ndef make_noise", (*LOWRANK, "-k", "control")),
