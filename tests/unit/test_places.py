@@ -2,12 +2,14 @@
 
 import re
 import subprocess
+import threading
 
 import pytest
 import torch
 
 from zo.causes import TRY_AGAIN, RankLost
 from zo.distributed import launch
+from zo.distributed.heartbeat import Heartbeat
 from zo.distributed.place import Place, find_place
 from zo.distributed.ranks import ALONE, Group, Ranks, join
 from zo.errors import UserError
@@ -64,6 +66,18 @@ def test_only_an_error_of_the_connection_means_a_lost_rank_and_it_keeps_its_word
     group._notes = torch.distributed.HashStore()
     with pytest.raises(RankLost if lost else RuntimeError, match=re.escape(text)), group.exchanging():
         raise RuntimeError(text)
+
+
+def test_a_heartbeat_that_was_stopped_leaves_no_thread_behind():
+    """One that is in the store's C++ as Python exits aborts a process whose run is done."""
+    store = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    before = set(threading.enumerate())
+    Heartbeat.sign(store, 0)
+    heartbeat = Heartbeat(store, 0, 1)
+    heartbeat.start()
+    assert len(set(threading.enumerate()) - before) == 2
+    heartbeat.stop()
+    assert set(threading.enumerate()) == before
 
 
 class Compared(Ranks):
