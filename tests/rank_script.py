@@ -84,6 +84,7 @@ def failures(ranks: Ranks) -> dict[str, Any]:
 
     found = {"bug": fail(KeyError("a bug")), "memory": fail(torch.OutOfMemoryError("no room"))}
     found |= {"same": same("a"), "differ": same("b" if ranks.rank == 2 else "a")}
+    found["compare"] = ranks.compare(lambda: "ab"[ranks.rank % 2])
     told = [ranks.agree(15 if ranks.rank == 1 else 0)]
     ranks.share_out(1, 1, lambda _: torch.ones(1, 1, dtype=torch.float64))
     found["told"] = [*told, ranks.agree(0)]

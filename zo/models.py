@@ -8,6 +8,7 @@ import copy
 import torch
 from torch import nn
 
+from zo.engine.noise import mix
 from zo.errors import UserError
 from zo.sizes import Scope, Shape, check_block, model_shape, parse_scope
 
@@ -90,6 +91,7 @@ def build_model(
     and eval() are the same function.
     """
     config = model_config(size, architecture, vocab_size)
+    seed = seed if seed < 2**32 else mix(seed)  # the generator reads 32 bits
     model = _initialise(_model_class(architecture), config, seed)
     model.loss_type = "ForCausalLM"  # what GPT-2 chooses by itself when given labels, after a warning
     _cast_parameters(model, dtype, least_dimensions=2 if matrices_alone else 0)

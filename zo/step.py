@@ -188,12 +188,12 @@ def descend(state: State, direction: Estimate | list[torch.Tensor]) -> Callable[
     if state.spec.weights != "fp32":
         norm = dense_norm(dense)
         add_(state.parameters, dense, -state.learning_rate, store_)
-        return lambda: norm
+        return norm.item
     set_learning_rate(state.optimizers, state.learning_rate)
     for parameter, gradient in zip(state.parameters, dense, strict=True):
         parameter.grad = gradient.to(parameter.dtype)
     for optimizer in state.optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    norm = dense_norm(dense)  # now: a report must not keep the gradient
-    return lambda: norm
+    norm = dense_norm(dense)  # now: a report must not keep the gradient; waited for only where it is read
+    return norm.item

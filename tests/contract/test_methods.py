@@ -11,6 +11,7 @@ import random
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -514,6 +515,33 @@ def test_the_clock_waits_for_the_device_before_what_is_no_training(build, monkey
         run.take_step()
     due = [step for step in range(1, run.total + 1) if step % 3 == 0 or step % 4 == 0 or step % 5 == 0]
     assert waited == sorted({*due, run.total})
+
+
+def test_the_clock_runs_while_a_batch_is_read(build, monkeypatch):
+    """On a GPU that is where the step before is waited for: a ZO step's update would cost nothing."""
+    run, running, seen = build("ZO"), [], []
+    read, timed = run.data.batch, run.ledger.timed
+
+    @contextmanager
+    def clock():
+        with timed():
+            running.append(True)
+            yield
+            running.clear()
+
+    monkeypatch.setattr(run.ledger, "timed", clock)
+    monkeypatch.setattr(run.data, "batch", lambda *words: seen.append(list(running)) or read(*words))
+    run.take_step()
+    assert seen == [[True]]
+
+
+def test_a_guides_batch_is_read_where_backprop_reads_it_alone(build, shared, monkeypatch):
+    run, asked = build("Calibrate", bp_dataset=str(shared / "guide.txt")), []
+    read = run.guide_data.batch
+    monkeypatch.setattr(run.guide_data, "batch", lambda *words: asked.append(words[1]) or read(*words))
+    for _ in range(2 * INTERVAL):
+        run.take_step()
+    assert asked == [INTERVAL, 2 * INTERVAL]
 
 
 @pytest.mark.parametrize("mode", ["Calibrate", "Instruct"])

@@ -90,6 +90,12 @@ def test_ranks_whose_weights_differ_say_so_on_all(engine):
         assert "the weights of rank 2 differ from rank 0's" in found["failures"]["differ"]
 
 
+def test_ranks_see_who_has_the_same_digest(engine):
+    numbers = engine[0]["failures"]["compare"]
+    assert numbers[0] == numbers[2] != numbers[1]
+    assert all(found["failures"]["compare"] == numbers for found in engine)
+
+
 def test_a_signal_to_one_rank_is_heard_by_all_with_the_next_exchange(engine):
     assert [found["failures"]["told"] for found in engine] == [[0, 15]] * 3
     assert [found["failures"]["broadcast"] for found in engine] == [{"from": 0}] * 3

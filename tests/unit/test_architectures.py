@@ -339,6 +339,29 @@ def test_a_model_that_drops_out_is_tried_without_and_left_in_its_mode():
     assert not model.layer.training
 
 
+def test_a_logit_that_is_no_number_hides_nothing():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Odd(ODD["statistics over the batch"])
+    model.head.bias.data[3] = torch.nan
+    noise = make_noise("gaussian", SEED, STEP, list(model.parameters()))
+    with pytest.warns(UserWarning, match="Odd does not keep the sequences of a batch apart"):
+        member_losses(model, noise, Plan("parallel", 2))
+
+
+def test_a_trial_without_a_number_is_made_again():
+    model = Odd(ODD["statistics over the batch"])
+    noise = make_noise("gaussian", SEED, STEP, list(model.parameters()))
+    good = model.head.bias.data.clone()
+    model.head.bias.data.fill_(torch.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        member_losses(model, noise, Plan("parallel", 2))
+    model.head.bias.data.copy_(good)
+    with pytest.warns(UserWarning, match="Odd does not keep the sequences of a batch apart"):
+        member_losses(model, noise, Plan("parallel", 2))
+
+
 def test_a_model_is_tried_once_and_the_trial_leaves_the_global_generator_alone():
     model, passes = build("gpt2", tied=True), []
     model.register_forward_pre_hook(lambda *_: passes.append(1))

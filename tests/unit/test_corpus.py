@@ -328,6 +328,13 @@ def test_a_bad_local_file_is_one_line_that_names_it(tmp_path, name, content, mes
     assert not list((tmp_path / "c").glob("*"))
 
 
+@pytest.mark.parametrize("line", ['{"text": ' + "1" * 5000 + "}", "[" * 100_000], ids=["digits", "brackets"])
+def test_a_line_that_is_too_much_for_pythons_reader_is_named(tmp_path, line):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' + line)
+    with pytest.raises(UserError, match=r"a\.jsonl', line 2: not JSON that Python reads"):
+        list(file_documents(tmp_path / "a.jsonl", "text"))
+
+
 def test_half_a_surrogate_pair_in_json_becomes_the_replacement_character(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a\\ud83d b \\ud83d\\ude00"}\n')
     documents = [text for _, text in file_documents(tmp_path / "a.jsonl", "text")]

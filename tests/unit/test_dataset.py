@@ -354,6 +354,18 @@ def test_a_batch_depends_on_seed_and_step_alone(shakespeare):
     assert not torch.equal(forwards[0], forwards[3])  # the next epoch has another order
 
 
+@pytest.mark.parametrize("tokens", [9, 10, 400, 70_000])
+def test_an_order_of_half_the_bytes_is_numpys_permutation(counting, tokens):
+    cache = counting(tokens)
+    words = np.frombuffer(hashlib.sha256(b"epoch order:5:2").digest(), "<u4")
+    draw = np.random.default_rng(np.random.SeedSequence(words.tolist()))
+    offset, order = draw.integers(tokens), draw.permutation((tokens - 1) // 2)
+    steps = cache.steps_per_epoch(1, 2)
+    firsts = [int(cache.batch(5, 2 * steps + i + 1, 1, 2)[0, 0]) for i in range(min(steps, 50))]
+    assert firsts == ((offset + order[:50] * 2) % tokens).tolist()
+    assert cache._epoch_order(5, 2, 2)[1].dtype == np.int32
+
+
 def test_batches_leave_the_global_generators_untouched(shakespeare):
     before = (torch.get_rng_state(), np.random.get_state()[1].copy())  # noqa: NPY002
     open_cache(shakespeare).batch(1, 1, 4, 64)

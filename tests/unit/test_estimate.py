@@ -212,6 +212,19 @@ def test_backprop_gives_the_textbook_gradient_at_any_accumulation(models, name, 
     assert_close(gradient, expected)
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.float16])  # the latter scales the loss
+def test_backprop_in_parts_adds_them_in_order_also_where_two_parameters_have_one_gradient(precision):
+    left, right = (torch.nn.Parameter(torch.zeros(3)) for _ in range(2))
+    batch = torch.tensor([[0.1, 0.2, 0.3], [0.7, 0.5, 0.9], [0.4, 0.6, 0.8]])
+
+    def objective(part):
+        return SimpleNamespace(precision=precision, losses=lambda: ((left + right) * part).sum())
+
+    _, gradient, _ = backpropagate(objective, batch, [left, right], accumulation=3)
+    expected = batch[0] / 3 + batch[1] / 3 + batch[2] / 3
+    assert_close(gradient, [expected, expected], 1e-6)
+
+
 def test_cosine_and_norm_are_over_all_parameters_together():
     left, right = (
         [torch.tensor([3.0, 0.0]), torch.tensor([[4.0]])],
@@ -373,6 +386,13 @@ def test_different_seeds_give_different_estimates_even_above_32_bits(models, bat
 # -- the parameters and the memory ------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("parallel", [False, True])
+def test_a_loss_for_each_token_is_refused_by_name(models, batch, parallel):
+    loss_fn = CrossEntropyLoss(reduction="none")
+    with pytest.raises(ValueError, match=r"loss_fn returns shape \[\d+\], not one number"):
+        call(models["gpt2-tied"], batch, loss_fn=loss_fn, parallel_q_computation=parallel)
+
+
 class Failure(Exception):
     pass
 
@@ -414,6 +434,23 @@ def test_the_memory_count_sees_a_copy_of_the_parameters():
     assert memory.peak == size == sum(c.numel() * 4 for c in copies)
     del copies
     assert memory.live == 0
+
+
+def test_backprop_takes_the_memory_of_torchs_own_and_gives_the_same_bits():
+    """What the trainer added would be held against FO."""
+    model = deep_model()
+    parameters, ids = list(model.parameters()), torch.arange(14).view(2, 7)
+
+    def objective(part):
+        return Objective(model, F.cross_entropy, {"input_ids": part}, part)
+
+    with LiveBytes() as plain:
+        expected = torch.autograd.grad(objective(ids).losses().sum(), parameters)
+    with LiveBytes() as memory:
+        _, gradient, _ = backpropagate(objective, ids, parameters)
+    assert memory.peak <= plain.peak + 1000
+    assert plain.peak > sum(p.numel() * 4 for p in parameters)
+    assert all(torch.equal(ours, torchs) for ours, torchs in zip(gradient, expected, strict=True))
 
 
 @pytest.mark.parametrize("family", ["gaussian", "rademacher"])

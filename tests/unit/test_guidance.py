@@ -6,6 +6,7 @@ import pytest
 import reference
 import torch
 
+from zo.engine import directions as blocks
 from zo.engine.estimate import estimate_gradient
 from zo.engine.guidance import GuidedDirections
 from zo.engine.noise import Noise
@@ -61,6 +62,17 @@ def test_blocks_of_rows_are_those_of_the_whole():
     for start, stop in ((0, 7), (7, 19), (19, 30)):
         part = directions.fill_(torch.empty(stop - start, 4, dtype=torch.float64), 1, 2, start)
         assert torch.equal(part, whole[start:stop])
+
+
+def test_a_gradient_of_many_blocks_is_weighed_whole(monkeypatch):
+    gradient = [*make_gradient(), torch.tensor(0.7, dtype=torch.float64)]
+    whole = make_directions(gradient, 0.5, q=3)
+    monkeypatch.setitem(blocks._BLOCK, "cpu", 8)
+    parts = make_directions(gradient, 0.5, q=3)
+    assert [w for pair in parts._weights for w in pair] == pytest.approx(
+        [w for pair in whole._weights for w in pair], rel=1e-12
+    )
+    assert parts.cosines() == pytest.approx([0.5] * 3, abs=1e-6)
 
 
 def test_the_noise_parts_of_two_directions_are_unrelated():

@@ -30,6 +30,7 @@ def one(query=0, scale=1.0):
 def theta():
     draw = torch.Generator().manual_seed(0)
     shapes = {"matrix": (WIDTH, WIDTH), "bias": (WIDTH,), "norm": (WIDTH,), "table": (9, WIDTH)}
+    shapes["prompt"] = (len(MEMBERS) * ROWS, WIDTH)  # as many rows as a batch has sequences
     values = {name: torch.randn(shape, generator=draw, dtype=torch.float64) for name, shape in shapes.items()}
     return SimpleNamespace(**{name: torch.nn.Parameter(value) for name, value in values.items()})
 
@@ -37,12 +38,21 @@ def theta():
 OPERATIONS = {
     "linear": lambda t, x: F.linear(x, t.matrix, t.bias),
     "linear, weight by keyword": lambda t, x: F.linear(x, weight=t.matrix),
+    "linear, all by keyword": lambda t, x: F.linear(input=x, weight=t.matrix, bias=t.bias),
     "linear, two axes": lambda t, x: F.linear(x[:, 0], t.matrix, t.bias),
     "addmm": lambda t, x: torch.addmm(t.bias, x.flatten(0, 1), t.matrix).view(x.shape),
+    "addmm, all by keyword": lambda t, x: torch.addmm(input=t.bias, mat1=x.flatten(0, 1), mat2=t.matrix).view(
+        x.shape
+    ),
     "layer_norm": lambda t, x: F.layer_norm(x, (WIDTH,), t.norm, t.bias, 1e-3),
+    "layer_norm, all by keyword": lambda t, x: F.layer_norm(
+        input=x, normalized_shape=(WIDTH,), weight=t.norm, bias=t.bias, eps=1e-3
+    ),
     "layer_norm without bias": lambda t, x: F.layer_norm(x, (WIDTH,), t.norm),
     "mul": lambda t, x: t.norm * x,
     "mul, other side": lambda t, x: x * t.norm,
+    "mul, by keyword": lambda t, x: torch.mul(x, other=t.norm),
+    "mul, all by keyword": lambda t, x: torch.mul(input=t.norm, other=x),
     "embedding": lambda t, x: F.embedding((x > 0).long().sum(-1), t.table),
     "embedding and head tied": lambda t, x: F.linear(F.embedding((x > 0).long().sum(-1), t.table), t.table),
 }
@@ -105,14 +115,30 @@ UNKNOWN = {
     "addmm": lambda t, x: torch.addmm(t.norm, x.flatten(0, 1), t.matrix, beta=2, alpha=3),
     "detach": lambda t, x: F.linear(x, t.matrix.detach()),
     "embedding": lambda t, x: F.embedding(torch.arange(4), t.table),  # rows of no member in particular
-    "view": lambda t, x: F.linear(x[0], t.matrix),
+    "linear, one sequence's rows": lambda t, x: F.linear(x[0], t.matrix),
+    # Of what is no activation but a parameter itself:
+    "linear, a prompt's": lambda t, x: F.linear(t.prompt, t.matrix),
+    "addmm, a prompt's": lambda t, x: torch.addmm(t.norm, t.prompt, t.matrix),
+    "layer_norm, a prompt's": lambda t, x: F.layer_norm(t.prompt, (WIDTH,), t.norm),
+    "mul, a prompt's": lambda t, x: t.prompt * t.norm,
+    # Of other shapes:
+    "linear, a weight of one axis": lambda t, x: F.linear(x, t.norm),
+    "addmm, a bias of two axes": lambda t, x: torch.addmm(t.prompt, x.flatten(0, 1)[:8], t.matrix),
+    "layer_norm, two axes": lambda t, x: F.layer_norm(
+        x[:, :1].expand(-1, WIDTH, -1), (WIDTH, WIDTH), t.matrix
+    ),
+    "mul, by a number": lambda t, x: x * (t.norm * 0.5),
+    "mul, a number by it": lambda t, x: x * (0.5 * t.norm),
+    "mul, by a tensor of no axis": lambda t, x: x * (t.norm * torch.tensor(0.5)),
+    "mul, what it makes grow": lambda t, x: x[..., None] * t.norm,
+    "mul, into a buffer": lambda t, x: torch.mul(x, t.norm, out=torch.empty_like(x)),
 }
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
 @torch.no_grad()
 def test_any_other_use_of_a_parameter_is_noticed_and_still_right_one_member_at_a_time(theta, name):
-    names = ("matrix", "norm", "table")
+    names = ("matrix", "norm", "table", "prompt")
     parameters, x = [getattr(theta, name) for name in names], member_input(1).abs()
     with pytest.raises(UnsupportedOperation) as unsupported, Perturbed(parameters, many(), ROWS):
         UNKNOWN[name](theta, member_input().abs())
@@ -129,7 +155,7 @@ def test_rows_that_are_not_each_members_sequences_are_noticed(theta):
     x = torch.ones(4, WIDTH, dtype=torch.float64)  # one for each member, of ROWS sequences
     for compute in (OPERATIONS["mul"], OPERATIONS["layer_norm"], lambda t, x: F.linear(x, t.matrix)):
         with (
-            pytest.raises(UnsupportedOperation, match="view"),
+            pytest.raises(UnsupportedOperation, match=r"mul|layer_norm|linear"),
             Perturbed([theta.matrix, theta.norm], many(), ROWS),
         ):
             compute(theta, x)

@@ -108,6 +108,8 @@ def _read_jsonl(path: Path, column: str) -> Iterator[tuple[str, str]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{where}: not JSON ({error.msg}, column {error.colno})") from error
+        except (ValueError, RecursionError) as error:  # a number of too many digits, brackets too deep
+            raise UserError(f"{where}: not JSON that Python reads ({error})") from error
         if not isinstance(row, dict):
             raise UserError(f"{where}: a JSON {type(row).__name__}, not an object with a text column")
         yield f"line {number}", text_of(row, column, where)

@@ -30,7 +30,7 @@ class TokenCache:
         self.train, self.validation = (
             np.memmap(folder / f"{split}.bin", dtype=meta["dtype"], mode="r") for split in SPLITS
         )
-        self._order: tuple[tuple[int, int, int], np.ndarray] | None = None
+        self._order: tuple[tuple[int, int, int], int, np.ndarray] | None = None
 
     def tokenizer(self) -> Tokenizer:
         """Return the cache's own tokenizer, read once."""
@@ -64,21 +64,24 @@ class TokenCache:
         if step < 1:
             raise ValueError(f"step {step}: steps count from 1")
         epoch, within = divmod(step - 1, self.steps_per_epoch(batch_size, block_size))
-        starts = self._epoch_starts(seed, epoch, block_size)[within * batch_size : (within + 1) * batch_size]
+        offset, order = self._epoch_order(seed, epoch, block_size)
+        blocks = order[within * batch_size : (within + 1) * batch_size].astype(np.int64)
+        starts = offset + blocks * block_size
         places = (starts[:, None] + np.arange(block_size + 1)) % len(self.train)
         return torch.from_numpy(self.train[places].astype(np.int64))
 
-    def _epoch_starts(self, seed: int, epoch: int, block_size: int) -> np.ndarray:
-        """Return the epoch's block starts in order, [blocks]; the last asked-for epoch's is kept."""
+    def _epoch_order(self, seed: int, epoch: int, block_size: int) -> tuple[int, np.ndarray]:
+        """Return where the epoch's first block starts and its blocks in order; the last epoch's is kept."""
         key = (seed, epoch, block_size)
         if self._order is None or self._order[0] != key:
             # Hashed, since SeedSequence([1, 2**32]) and SeedSequence([1, 0, 1]) are one and the same.
             words = np.frombuffer(hashlib.sha256(f"epoch order:{seed}:{epoch}".encode()).digest(), "<u4")
             rng = np.random.default_rng(np.random.SeedSequence(words.tolist()))
-            offset = rng.integers(len(self.train))
-            blocks = rng.permutation((len(self.train) - 1) // block_size)
-            self._order = (key, offset + blocks * block_size)
-        return self._order[1]
+            offset, count = int(rng.integers(len(self.train))), (len(self.train) - 1) // block_size
+            order = np.arange(count, dtype=np.int32 if count < 2**31 else np.int64)  # a corpus has many
+            rng.shuffle(order)
+            self._order = (key, offset, order)
+        return self._order[1:]
 
     def validation_blocks(self, block_size: int, count: int | None = None) -> "torch.LongTensor":
         """Return [n, block_size + 1] held-out blocks, n = count or all there are if those are fewer.

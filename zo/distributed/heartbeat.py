@@ -32,6 +32,8 @@ class Heartbeat:
         self._interval = self._patience / 10
         self._store.set_timeout(timedelta(seconds=self._patience))
         self._heard, self._stopped = time.monotonic(), threading.Event()
+        tasks = (self._exchange, self._mind)
+        self._threads = [threading.Thread(target=task, daemon=True) for task in tasks]
 
     @staticmethod
     def sign(store, rank: int, number: int = 0) -> None:
@@ -40,12 +42,14 @@ class Heartbeat:
 
     def start(self) -> None:
         """Begin; returns at once."""
-        for task in (self._exchange, self._mind):
-            threading.Thread(target=task, daemon=True).start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """End: the others may go now."""
+        """End: the others may go now. A thread still in the store as Python exits would abort the process."""
         self._stopped.set()
+        for thread in self._threads:
+            thread.join(self._patience)
 
     def _exchange(self) -> None:
         number, last = 0, None

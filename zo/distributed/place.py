@@ -55,6 +55,12 @@ def _place_by_srun(environment: Mapping[str, str]) -> Place:
     address = "127.0.0.1"
     if int(environment.get("SLURM_STEP_NUM_NODES", 1)) > 1:
         command = ["scontrol", "show", "hostnames", environment["SLURM_STEP_NODELIST"]]
-        address = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+        try:
+            address = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+        except (OSError, subprocess.CalledProcessError, IndexError) as error:
+            nodes = command[-1]
+            raise UserError(
+                f"scontrol cannot name the first of the nodes {nodes} ({error}): start it with torchrun"
+            ) from None
     local_rank = int(environment.get("SLURM_LOCALID", rank))
     return Place(rank, count, local_rank, int(here), address, 20000 + step % 20000)

@@ -25,8 +25,11 @@ from zo.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-LOST = ("onnection closed", "onnection reset", "Broken pipe", "imed out", "NCCL", "ncclRemoteError")
-"""How gloo and NCCL spell that the other end is gone."""
+LOST = (
+    *("onnection closed", "onnection reset", "Broken pipe", "imed out"),
+    *("ncclRemoteError", "remote process exit", "NCCL communicator was aborted"),
+)
+"""How gloo and NCCL spell that the other end is gone; NCCL's other errors are this rank's own."""
 LONGEST_WAIT = timedelta(days=1)
 """For another rank: it may wait for the run's lock. That it is alive is for the heartbeat to see."""
 WENT_WELL, FAILED, OUT_OF_MEMORY = 0.0, 1.0, 2.0
@@ -60,7 +63,14 @@ class Ranks:
         ``compute`` gets the items that are this rank's, never none, and returns [their number, width], fp64
         on the host. One message. Where it fails on one rank all raise; RankLost if a rank is gone.
         """
-        return compute(range(n))
+        return self._compute(compute, range(n), width)
+
+    @staticmethod
+    def _compute(compute, own: range, width: int) -> torch.Tensor:
+        values = compute(own)
+        if tuple(values.shape) != (len(own), width):
+            raise ValueError(f"values of shape {list(values.shape)}, not {[len(own), width]}, to be shared")
+        return values
 
     def broadcast(self, value: Any) -> Any:
         """The first rank's ``value``, anything that can be pickled, on all."""
@@ -73,6 +83,10 @@ class Ranks:
     def agreed(self, error: BaseException) -> bool:
         """Whether every rank met this error at the same place, so that all can go on from there together."""
         return True
+
+    def compare(self, digest: Callable[[], str]) -> list[int]:
+        """A number for each rank, the same on all: equal where their digests are."""
+        return [0]
 
     def require_same(self, what: str, digest: Callable[[], str]) -> None:
         """Raise UserError on every rank unless their digests are equal."""
@@ -117,7 +131,7 @@ class Group(Ranks):
         longest = len(self.share(n, 0)) * width
         values, failure = torch.zeros(0, dtype=torch.float64), None
         try:
-            values = compute(own).reshape(-1) if own else values
+            values = self._compute(compute, own, width).reshape(-1) if own else values
         except Exception as error:
             failure = error
         verdict = WENT_WELL if failure is None else FAILED
@@ -165,11 +179,15 @@ class Group(Ranks):
     def agreed(self, error):
         return isinstance(error, AgreedOutOfMemory)
 
-    def require_same(self, what, digest):
+    def compare(self, digest):
         import torch
 
         number = int(hashlib.sha256(digest().encode()).hexdigest()[:12], 16)  # 48 bits: exact in fp64
         found = self.share_out(self.count, 1, lambda _: torch.tensor([[number]], dtype=torch.float64))
+        return [int(number) for number in found]
+
+    def require_same(self, what, digest):
+        found = self.compare(digest)
         others = [rank for rank in range(self.count) if found[rank] != found[0]]
         if others:
             raise UserError(
@@ -185,7 +203,7 @@ class Group(Ranks):
         except RuntimeError as error:
             if isinstance(error, UserError) or not any(words in str(error) for words in LOST):
                 raise
-            raise RankLost(self._last_words() or "another rank is gone") from error
+            raise RankLost(self._last_words() or _shorten(f"another rank is gone: {error}")) from error
 
     def tell(self, error: BaseException) -> None:
         """Leave word of what ends this rank, for those that will miss it."""
@@ -194,9 +212,8 @@ class Group(Ranks):
             if isinstance(error, RankLost)
             else f"rank {self.rank}: {type(error).__name__}: {error}"
         )
-        text = " ".join(text.split())[:300]
         try:
-            self._notes.compare_set("last words", "", json.dumps(text))
+            self._notes.compare_set("last words", "", json.dumps(_shorten(text)))
         except RuntimeError:  # the one that keeps the notes is gone too
             return
 
@@ -214,6 +231,11 @@ class Group(Ranks):
         self._all_gather(torch.zeros(1, dtype=torch.float64))
         self._heartbeat.stop()
         dist.destroy_process_group()
+
+
+def _shorten(text: str) -> str:
+    """To one line of a log."""
+    return " ".join(text.split())[:300]
 
 
 @contextmanager

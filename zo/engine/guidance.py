@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from zo.engine.directions import Directions
+from zo.engine.directions import Directions, row_blocks
 from zo.engine.objective import dot
 
 
@@ -21,24 +21,32 @@ class GuidedDirections(Directions):
     """
 
     def __init__(self, noise: Directions, gradient: Sequence[torch.Tensor], cosine_target: float, q: int):
-        norm = dot(gradient, gradient) ** 0.5
-        if not 0 < norm < float("inf"):
+        self._noise, self._gradient = noise, [torch.atleast_1d(g) for g in gradient]
+        self._norm = dot(gradient, gradient).item() ** 0.5
+        if not 0 < self._norm < float("inf"):
             raise FloatingPointError(
-                f"the guiding gradient has norm {norm}: no direction can be drawn around it"
+                f"the guiding gradient has norm {self._norm}: no direction can be drawn around it"
             )
         self.scale = 1 / cosine_target**2
-        self._noise, self._gradient = noise, gradient
-        self._weights = [self._weigh(query, norm, cosine_target) for query in range(q)]
+        self._weights = [self._weigh(*sums, cosine_target) for sums in self._sum_products(noise, q)]
 
-    def _weigh(self, query: int, norm: float, c: float) -> tuple[float, float]:
+    def _weigh(self, product: float, square: float, c: float) -> tuple[float, float]:
         """(a, b) of u = a g + b z: take g's part out of z, normalise what is left, put c g/|g| in."""
-        along = squares = 0.0
-        for index, g in enumerate(self._gradient):
-            z = self._noise.fill_(torch.empty_like(g), query, index)
-            along += dot([z], [g]) / norm
-            squares += dot([z], [z])
-        b = (1 - c**2) ** 0.5 / max(squares - along**2, 1e-300) ** 0.5
-        return (c - b * along) / norm, b
+        along = product / self._norm
+        b = (1 - c**2) ** 0.5 / max(square - along**2, 1e-300) ** 0.5
+        return (c - b * along) / self._norm, b
+
+    def _sum_products(self, directions: Directions, q: int) -> list[list[float]]:
+        """[u . g, u . u] in fp64 of each of q directions, a block of rows at a time: one read in all."""
+        sums = []
+        for query in range(q):
+            total = torch.zeros(2, dtype=torch.float64, device=self._gradient[0].device)
+            for index, g in enumerate(self._gradient):
+                for rows in row_blocks(g):
+                    u = directions.fill_(torch.empty_like(g[rows]), query, index, rows.start)
+                    total += torch.stack([dot([u], [g[rows]]), dot([u], [u])])
+            sums.append(total)
+        return torch.stack(sums).tolist()
 
     def prepare(self, queries, device):
         self._noise.prepare(queries, device)
@@ -49,14 +57,6 @@ class GuidedDirections(Directions):
         return out.mul_(b).add_(self._gradient[parameter][start : start + len(out)], alpha=a)
 
     def cosines(self) -> list[float]:
-        """Measured cosine of each direction with the gradient."""
-        norm = dot(self._gradient, self._gradient) ** 0.5
-        return [self._cosine(query, norm) for query in range(len(self._weights))]
-
-    def _cosine(self, query: int, norm: float) -> float:
-        along = squares = 0.0
-        for index, g in enumerate(self._gradient):
-            u = self.fill_(torch.empty_like(g), query, index)
-            along += dot([u], [g])
-            squares += dot([u], [u])
-        return along / (squares**0.5 * norm)
+        """Measured cosine of each direction with the gradient: of u as it is made, not as it was meant."""
+        measured = self._sum_products(self, len(self._weights))
+        return [product / (square**0.5 * self._norm) for product, square in measured]

@@ -24,7 +24,7 @@ class Point:
         self._theta = [parameter.detach().clone() for parameter in parameters]
         self.d = sum(parameter.numel() for parameter in parameters)
         _, self.gradient, _ = backpropagate(lambda _: objective, objective.targets, parameters)
-        self.norm = dense_norm(self.gradient)
+        self.norm = dense_norm(self.gradient).item()
         self.loss = self._loss()
 
     def zeros(self) -> list[torch.Tensor]:
@@ -48,7 +48,7 @@ class Point:
 
     def curvature(self, direction: Sequence[torch.Tensor]) -> float:
         """u'Hu, by a second difference."""
-        scale = DISPLACEMENT / dense_norm(direction)
+        scale = DISPLACEMENT / dense_norm(direction).item()
         return (self.change(direction, scale) + self.change(direction, -scale)) / scale**2
 
     def _loss(self) -> float:

@@ -17,8 +17,9 @@ from zo.engine.directions import Directions, at_least_fp32, round_to_nearest_, r
 
 FAMILIES = ("gaussian", "rademacher", "lowrank")
 
-DIRECTIONS, CONTROL, ROUNDING = 0, 1, 2
-"""Streams of one seed that never meet: the estimate's directions, the Random control's, and rounding's."""
+DIRECTIONS, CONTROL, ROUNDING, PROBE = 0, 1, 2, 3
+"""Streams of one seed that never meet: of the estimate's directions, the Random control's, rounding's and
+those of a probe, which would else meet weights that were trained along them."""
 
 _KINDS = {"gaussian": philox.GAUSSIAN, "rademacher": philox.SIGNS, "sixteen bits": philox.SIXTEEN_BITS}
 
@@ -101,9 +102,11 @@ class LowRankNoise(Directions):
     the whole model are made in two draws. ``shapes`` are the parameters', in order.
     """
 
-    def __init__(self, seed: int, step: int, shapes: Sequence[torch.Size], rank: int):
+    def __init__(
+        self, seed: int, step: int, shapes: Sequence[torch.Size], rank: int, stream: int = DIRECTIONS
+    ):
         self.rank, self._shapes, self._seed_step = rank, shapes, (seed, step)
-        self._key = mix(seed, step, DIRECTIONS)
+        self._key = mix(seed, step, stream)
         self.matrices = [len(shape) == 2 for shape in shapes]
         self._places, columns = [], {True: 0, False: 0}
         for shape, matrix in zip(shapes, self.matrices, strict=True):
@@ -219,14 +222,19 @@ class LowRankNoise(Directions):
 
 
 def make_noise(
-    family: str, seed: int, step: int, parameters: Sequence[torch.Tensor] = (), rank: int = 1
+    family: str,
+    seed: int,
+    step: int,
+    parameters: Sequence[torch.Tensor] = (),
+    rank: int = 1,
+    stream: int = DIRECTIONS,
 ) -> Noise | LowRankNoise:
     """Make the directions of one step; low-rank ones need the parameters' shapes."""
     if family not in FAMILIES:
         raise ValueError(f"unknown direction family {family!r}: allowed: {', '.join(FAMILIES)}")
     if family == "lowrank":
-        return LowRankNoise(seed, step, [parameter.shape for parameter in parameters], rank)
-    return Noise(family, seed, step)
+        return LowRankNoise(seed, step, [parameter.shape for parameter in parameters], rank, stream)
+    return Noise(family, seed, step, stream)
 
 
 def _draw(kind: int, out: torch.Tensor, key: int) -> None:

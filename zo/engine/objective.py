@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from zo.distributed.ranks import ALONE, Ranks
-from zo.engine.directions import at_least_fp32
+from zo.engine.directions import at_least_fp32, row_blocks
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """loss_fn(logits [N, V], labels [N]) -> scalar."""
@@ -35,7 +35,11 @@ class Objective:
         logits = self.logits(None if rows is None else rows.flatten())[:, : self.targets.shape[1]]
         logits = logits.to(at_least_fp32(logits))
         parts = zip(logits.chunk(len(targets)), targets, strict=True)
-        return torch.stack([self.loss_fn(part.flatten(0, 1), labels.flatten()) for part, labels in parts])
+        losses = torch.stack([self.loss_fn(part.flatten(0, 1), labels.flatten()) for part, labels in parts])
+        if losses.numel() != len(targets):
+            shape = list(losses.shape[1:])
+            raise ValueError(f"loss_fn returns shape {shape}, not one number: take its reduction 'mean'")
+        return losses.view(-1)
 
     def logits(self, rows: torch.Tensor | None = None) -> torch.Tensor:
         """[R, T, V]: the model's output on the sequences ``rows`` [R], all of the batch if None."""
@@ -64,13 +68,18 @@ def sum_gradients(
     accumulation: int,
     scale: float,
 ) -> tuple[float, list[torch.Tensor]]:
-    """The batch's loss and ``scale`` times its gradient, in so many parts of the batch."""
-    loss, gradients = 0.0, [torch.zeros_like(p, dtype=at_least_fp32(p)) for p in parameters]
+    """The batch's loss and ``scale`` times its gradient, in so many parts of the batch.
+
+    The others are added to the first part's gradient, so that one part takes what backprop itself takes.
+    """
+    loss, gradients = 0.0, []
     for part in batch.chunk(accumulation):
         value = objective(part).losses().sum()
-        parts = torch.autograd.grad(value * (scale / accumulation), parameters)
-        for total, piece in zip(gradients, parts, strict=True):
-            total += piece
+        pieces = list(torch.autograd.grad(value * (scale / accumulation), parameters))
+        if not gradients:
+            gradients = [pieces.pop(0).to(at_least_fp32(p)).contiguous() for p in parameters]
+        for index in range(len(pieces)):  # not in place: torch may have given two parameters one tensor
+            gradients[index] = gradients[index] + pieces.pop(0)
         loss += value.item() / accumulation
     return loss, gradients
 
@@ -95,21 +104,28 @@ def backpropagate(
         loss, gradients = sum_gradients(objective, batch, parameters, accumulation, scale)
         if scale == 1.0 or all(total.isfinite().all() for total in gradients):
             break
-    return loss, [total.div_(scale) for total in gradients], passes
+    if scale != 1.0:
+        for index, total in enumerate(gradients):
+            gradients[index] = total / scale
+    return loss, gradients, passes
 
 
-def dot(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> float:
-    """Inner product over all tensors, in fp64."""
-    return sum(torch.sum(a.double() * b.double()).item() for a, b in zip(left, right, strict=True))
+def dot(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Inner product over all tensors: [] fp64, on their device, so that nothing waits for it."""
+    return sum(
+        torch.sum(a[rows].double() * b[rows].double())
+        for a, b in zip(map(torch.atleast_1d, left), map(torch.atleast_1d, right), strict=True)
+        for rows in row_blocks(a)
+    )
 
 
-def dense_norm(tensors: Sequence[torch.Tensor]) -> float:
-    """Euclidean norm over all tensors: one read from the device."""
+def dense_norm(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Euclidean norm over all tensors: [] fp64, on their device, so that nothing waits for it."""
     norms = torch._foreach_norm(list(tensors), 2, dtype=torch.float64)
-    return torch.linalg.vector_norm(torch.stack(norms)).item()
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def cosine(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> float:
     """Cosine of the angle between two gradients given as lists of tensors; 0 where one of them is 0."""
-    norms = dense_norm(left) * dense_norm(right)
-    return dot(left, right) / norms if norms else 0.0
+    along, norms = torch.stack([dot(left, right), dense_norm(left) * dense_norm(right)]).tolist()
+    return along / norms if norms else 0.0

@@ -42,6 +42,10 @@ class UnsupportedOperation(Exception):
         super().__init__(self.operation)
 
 
+class _UnknownForm(Exception):
+    """Raised by a handler: it knows the operation, but not this use of it."""
+
+
 class Perturbed(TorchFunctionMode):
     """Each member's parameters in place of the given ones: activations are [M * b, ...], members outermost.
 
@@ -60,13 +64,13 @@ class Perturbed(TorchFunctionMode):
         kwargs = kwargs or {}
         if function in _METADATA or not self._uses_parameter(args, kwargs):
             return function(*args, **kwargs)
-        try:
-            if handler := _HANDLERS.get(function):
+        if handler := _HANDLERS.get(function):
+            try:
                 return handler(self, *args, **kwargs)
+            except _UnknownForm:
+                pass
+        if self.members.count > 1:
             raise UnsupportedOperation(function)
-        except UnsupportedOperation:
-            if self.members.count > 1:
-                raise
         return self._substitute(function, args, kwargs)
 
     def _uses_parameter(self, args, kwargs) -> bool:
@@ -93,8 +97,10 @@ class Perturbed(TorchFunctionMode):
     def rows(self, activations: torch.Tensor) -> torch.Tensor:
         """[M * n, ..., d] -> [M, rows of each, d]; for one member any shape."""
         members = self.members.count
+        if self.index(activations) is not None:  # a prompt, a table of positions: it would go in unperturbed
+            raise _UnknownForm
         if members > 1 and (activations.ndim < 2 or len(activations) % (members * self.batch_size)):
-            raise UnsupportedOperation(torch.Tensor.view)  # nothing says which rows are whose
+            raise _UnknownForm  # nothing says which rows are whose
         return activations.reshape(members, -1, activations.shape[-1])
 
     def vector(self, parameter: torch.Tensor | None) -> torch.Tensor | None:
@@ -104,6 +110,8 @@ class Perturbed(TorchFunctionMode):
 
     def multiply(self, x: torch.Tensor, weight, bias, out_first: bool) -> torch.Tensor:
         """Multiply x by each member's weight and add its bias, in x's leading shape."""
+        if weight.ndim != 2 or (bias is not None and bias.ndim != 1):
+            raise _UnknownForm
         out = self.members.multiply(
             self.rows(x), weight, self.index(weight), bias, self.index(bias), out_first
         )
@@ -115,41 +123,48 @@ def _flatten(values) -> list:
     return [item for v in values for item in (v if isinstance(v, list | tuple) else (v,))]
 
 
-def _embedding(mode: Perturbed, ids, weight, padding_idx=None, max_norm=None, *args, **kwargs):
-    if max_norm is not None or mode.index(ids) is not None:  # the first renormalises the table in place
-        raise UnsupportedOperation(F.embedding)
+# The handlers' arguments have torch's names, as a call may give them by keyword.
+
+
+def _embedding(mode: Perturbed, input, weight, padding_idx=None, max_norm=None, *args, **kwargs):
+    if max_norm is not None or mode.index(input) is not None:  # the first renormalises the table in place
+        raise _UnknownForm
     members, batch = mode.members.count, mode.batch_size
     if members == 1:
-        return mode.members.look_up(ids.reshape(1, -1), weight, mode.index(weight)).view(*ids.shape, -1)
-    shared = ids.ndim == 2 and len(ids) == 1  # position ids of one row serve every member and every sequence
-    if not shared and (ids.ndim < 2 or len(ids) != members * batch):
-        raise UnsupportedOperation(F.embedding)
-    each = ids.expand(members, -1) if shared else ids
+        return mode.members.look_up(input.reshape(1, -1), weight, mode.index(weight)).view(*input.shape, -1)
+    shared = input.ndim == 2 and len(input) == 1  # one row of position ids serves every member and sequence
+    if not shared and (input.ndim < 2 or len(input) != members * batch):
+        raise _UnknownForm
+    each = input.expand(members, -1) if shared else input
     out = mode.members.look_up(each.reshape(members, -1), weight, mode.index(weight)).view(*each.shape, -1)
     return out.repeat_interleave(batch, dim=0) if shared else out
 
 
-def _linear(mode: Perturbed, x, weight, bias=None):
-    return mode.multiply(x, weight, bias, out_first=True)
+def _linear(mode: Perturbed, input, weight, bias=None):
+    return mode.multiply(input, weight, bias, out_first=True)
 
 
-def _addmm(mode: Perturbed, bias, x, weight, *, beta=1, alpha=1):
-    if beta != 1 or alpha != 1:
-        raise UnsupportedOperation(torch.addmm)
-    return mode.multiply(x, weight, bias, out_first=False)
+def _addmm(mode: Perturbed, input, mat1, mat2, *, beta=1, alpha=1, **more):
+    if beta != 1 or alpha != 1 or more:
+        raise _UnknownForm
+    return mode.multiply(mat1, mat2, input, out_first=False)
 
 
-def _layer_norm(mode: Perturbed, x, shape, weight=None, bias=None, eps=1e-5):
-    out = mode.rows(F.layer_norm(x, shape, eps=eps))
+def _layer_norm(mode: Perturbed, input, normalized_shape, weight=None, bias=None, eps=1e-5):
+    if len(normalized_shape) != 1:
+        raise _UnknownForm
+    out = F.layer_norm(mode.rows(input), normalized_shape, eps=eps)
     weight, bias = mode.vector(weight), mode.vector(bias)
     out = out if weight is None else out * weight
-    return (out if bias is None else out + bias).view(x.shape)
+    return (out if bias is None else out + bias).view(input.shape)
 
 
-def _mul(mode: Perturbed, left, right):
-    vector, x = (left, right) if mode.index(left) is not None else (right, left)
-    if mode.index(x) is not None or vector.ndim != 1:
-        raise UnsupportedOperation(torch.mul)
+def _mul(mode: Perturbed, input, other, **more):
+    vector, x = (input, other) if mode.index(input) is not None else (other, input)
+    if more or vector.ndim != 1 or not isinstance(x, torch.Tensor) or not x.ndim:
+        raise _UnknownForm
+    if len(vector) not in (1, x.shape[-1]):  # x would grow
+        raise _UnknownForm
     return (mode.rows(x) * mode.vector(vector)).view(x.shape)
 
 

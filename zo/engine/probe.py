@@ -18,7 +18,7 @@ from zo.engine import laws
 from zo.engine.directions import Directions
 from zo.engine.estimate import estimate_gradient
 from zo.engine.landscape import Point, in_fp64
-from zo.engine.noise import make_noise
+from zo.engine.noise import PROBE, make_noise
 from zo.engine.objective import Objective, dot
 from zo.engine.plan import Plan
 
@@ -54,13 +54,14 @@ def probe(
     """Yield rows of COLUMNS but scope: of each batch in turn, then of all batches together.
 
     ``objectives`` are the batches' at the weights that ``parameters`` hold; nothing is modified. The
-    directions are keyed by (seed, batch). Memory: some dense copies of the parameters in fp64.
+    directions are keyed by (seed, batch), and none is one that a run of this seed was trained along.
+    Memory: some dense copies of the parameters in fp64.
     """
     model, exact_parameters = in_fp64(objectives[0].model, parameters)
     d = sum(parameter.numel() for parameter in parameters)
     gradients = []
     for batch, objective in enumerate(objectives):
-        noise = make_noise(settings.family, seed, batch, parameters, settings.rank)
+        noise = make_noise(settings.family, seed, batch, parameters, settings.rank, PROBE)
         exact = Objective(model, objective.loss_fn, objective.inputs, objective.targets)
         point = Point(exact, exact_parameters)
         gradients.append(point.gradient)
@@ -109,14 +110,14 @@ def _read_pool(noise: Directions, point: Point, slopes: torch.Tensor, settings: 
     exact, curvatures = [], []
     for query, slope in enumerate(slopes.tolist()):
         direction = point.direction(noise, query)
-        exact.append(dot(direction, point.gradient))
+        exact.append(dot(direction, point.gradient).item())
         curvatures.append(point.curvature(direction))
         for q, total in sums.items():
             torch._foreach_add_(total, direction, alpha=slope / q)
             if (query + 1) % q == 0:
-                square = dot(total, total)
+                square, along = dot(total, total).item(), dot(total, point.gradient).item()
                 # All slopes of a pool can be 0: their losses were equal to the last bit.
-                cosine = dot(total, point.gradient) / math.sqrt(square) / point.norm if square else 0.0
+                cosine = along / math.sqrt(square) / point.norm if square else 0.0
                 moments[q].append((cosine, square / point.norm**2))
                 torch._foreach_zero_(total)
     return _Pool(torch.tensor(exact, dtype=torch.float64), curvatures, moments)
@@ -168,7 +169,7 @@ def _lowest(x: Sequence[float], values: list[float]) -> float:
 def _second_moment(settings: ProbeSettings, q: int, parameters, point: Point) -> float:
     if settings.family != "lowrank":
         return laws.second_moment(q, point.d, settings.family)
-    shares = [dot([g], [g]) / point.norm**2 for g in point.gradient]
+    shares = [dot([g], [g]).item() / point.norm**2 for g in point.gradient]
     return laws.low_rank_second_moment([p.shape for p in parameters], shares, settings.rank, q)
 
 
@@ -179,7 +180,7 @@ def _noise_share(gradients: Sequence[list[torch.Tensor]]) -> float:
     """
     n = len(gradients)
     mean = [sum(parts) / n for parts in zip(*gradients, strict=True)]
-    square = dot(mean, mean)
-    noise = (sum(dot(g, g) for g in gradients) - n * square) / (n - 1)
+    square = dot(mean, mean).item()
+    noise = (sum(dot(g, g).item() for g in gradients) - n * square) / (n - 1)
     signal = square - noise / n
     return noise / signal if signal > 0 else math.inf

@@ -49,7 +49,7 @@ def can_share(objective: Objective, parameters: Sequence[torch.Tensor], directio
         same = _try(objective, parameters, directions)
     if same:
         _seen_to[model] = ids
-    return same
+    return same is not False
 
 
 @contextmanager
@@ -66,7 +66,8 @@ def _without_dropout(model: torch.nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _try(objective: Objective, parameters: Sequence[torch.Tensor], directions: Directions) -> bool:
+def _try(objective: Objective, parameters: Sequence[torch.Tensor], directions: Directions) -> bool | None:
+    """Whether the logits agree; None where there are no finite ones that could tell."""
     family = "lowrank" if isinstance(directions, LowRankNoise) else "gaussian"
     noise = make_noise(family, 0, 0, parameters)
     rows = torch.tensor([0, objective.batch_size - 1], device=objective.targets.device)
@@ -77,5 +78,8 @@ def _try(objective: Objective, parameters: Sequence[torch.Tensor], directions: D
             return objective.logits(rows[queries])
 
     together, alone = logits([0, 1]), torch.cat([logits([0]), logits([1])])
-    tolerance = TOLERANCE.get(together.dtype, 0.1)
-    return not (together - alone).abs().max() > tolerance * alone.std()  # a NaN tells nothing
+    finite = alone.isfinite()
+    if finite.sum() < 2:
+        return None
+    together, alone, tolerance = together[finite], alone[finite], TOLERANCE.get(alone.dtype, 0.1)
+    return bool((together - alone).abs().max() <= tolerance * alone.std())  # a NaN that spreads is none

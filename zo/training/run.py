@@ -50,17 +50,21 @@ class Run:
     def batch(self, data: TokenCache, step: int) -> torch.Tensor:
         """The token blocks of one step, [B, T + 1]: a function of (seed, step)."""
         spec = self.spec
-        return data.batch(spec.seed, step, spec.batch_size, spec.block_size).to(self.device)
+        blocks = data.batch(spec.seed, step, spec.batch_size, spec.block_size)
+        if self.device.type == "cuda":  # from other memory the copy waits for all that the GPU has to do
+            blocks = blocks.pin_memory()
+        return blocks.to(self.device, non_blocking=True)
 
     def take_step(self) -> StepReport:
         """Make the next step and count it."""
-        step = self.ledger.step + 1
-        batch = self.batch(self.data, step)
-        guide = batch if self.guide_data is self.data else self.batch(self.guide_data, step)
+        step, method = self.ledger.step + 1, METHODS[self.spec.mode]
         with self.ledger.timed():
+            batch = self.batch(self.data, step)  # inside: what it waits for is the last step's own work
+            guided = self.guide_data is not self.data and method.backward_passes(self.spec, step, self.total)
+            guide = self.batch(self.guide_data, step) if guided else batch
             self.enter(step)
             self.state.step, self.state.learning_rate = step, learning_rate(self.spec, step, self.state.phase)
-            report = METHODS[self.spec.mode]().step(self.state, batch, guide)
+            report = method().step(self.state, batch, guide)
             if self._looks_up_after(step):
                 settle(self.device)  # the step's own work must not be waited for outside
         self.ledger.add(report, self.spec.batch_size * self.spec.block_size)
@@ -141,6 +145,7 @@ def build_run(
     ``ranks`` build the run together. Raises UserError for settings that they cannot share.
     """
     check_ranks(spec, ranks.count)
+    check_gpus(spec, device, ranks)
     data = _open_data(dataset_spec(spec), cache_root)
     guide_data = _open_data(guide_dataset_spec(spec), cache_root) if spec.bp_dataset else data
     plan, reason = _decide_plan(spec, data.vocab_size, device, ranks)
@@ -272,6 +277,18 @@ def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
         raise UserError(f"device: {name!r} is asked for, but torch sees {count} GPUs, from cuda:0")
     return device
+
+
+def check_gpus(spec: RunSpec, device: torch.device, ranks: Ranks) -> None:
+    """Raise UserError where ranks that share backprop share a GPU, too: NCCL takes one rank on each."""
+    if ranks.count == 1 or device.type != "cuda" or not uses_backprop(spec.mode):
+        return
+    gpus = ranks.compare(lambda: str(torch.cuda.get_device_properties(device).uuid))
+    if len(set(gpus)) < len(gpus):
+        raise UserError(
+            f"ranks: {ranks.count} is not allowed: mode {spec.mode} needs a GPU for each rank, and they have "
+            f"{len(set(gpus))}: take ranks {len(set(gpus))}, or device cpu"
+        )
 
 
 def learning_rate(spec: RunSpec, step: int, phase: Phase) -> float:
