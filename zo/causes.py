@@ -9,8 +9,9 @@ TRY_AGAIN = 75
 """Exit status of an attempt that the machine failed, not the code: EX_TEMPFAIL of sysexits.h."""
 KILLED = tuple(128 + s for s in (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM))
 """Exit statuses of a job that was told to stop."""
-ABORTED = (127, 128 + signal.SIGABRT)
-"""Exit statuses of a job that the C library or C++ ended; only its last words say why."""
+ABORTED = (1, 127, 128 + signal.SIGABRT)
+"""Exit statuses of a job that OpenBLAS, the C library or C++ ended; only its last words say why. Python ends
+with 1 too, but for want of memory the command line ends with TRY_AGAIN."""
 
 MEMORY_WORDS = (
     "out of memory",
@@ -20,6 +21,7 @@ MEMORY_WORDS = (
     "alloc_failed",
     "bad_alloc",
     "failed to map segment",
+    "memory allocation still failed",
 )
 """How torch, its CPU allocator, CUDA's libraries and the system spell it; most raise a bare RuntimeError."""
 MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.ENOLCK)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from small_runs import read_rows, run_zo, small_spec, train_command, write_corpus
 
-from zo.causes import TRY_AGAIN
+from zo.causes import TRY_AGAIN, may_pass
 from zo.errors import UserError
 from zo.training.attempt import Attempt, halve_memory
 from zo.training.record import RunFiles
@@ -237,9 +237,12 @@ def test_what_is_halved(corpus, mode, settings, halved):
     assert halve_memory(small_spec(corpus, mode, **settings)) == halved
 
 
-@pytest.mark.parametrize("mib", [80, 300])
+@pytest.mark.parametrize("mib", [60, 100, 300])
 def test_no_room_to_load_the_libraries_is_the_machines_failure_and_one_line(corpus, tmp_path, mib):
-    """Of the parser's first, of torch then: nothing was learned of the run, so the workflow tries again."""
+    """Of numpy first, of torch then: nothing was learned of the run, so the workflow tries again.
+
+    Between the two OpenBLAS ends the process itself, with a line and a status of its own.
+    """
     done = subprocess.run(
         train_command(small_spec(corpus, "ZO"), tmp_path),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (mib << 20,) * 2),
@@ -247,9 +250,11 @@ def test_no_room_to_load_the_libraries_is_the_machines_failure_and_one_line(corp
         text=True,
         check=False,
     )
-    assert done.returncode == TRY_AGAIN, done.stderr
-    assert done.stderr.startswith("zo train: out of memory: ")
+    assert may_pass(done.returncode, done.stderr), done.stderr
     assert len(done.stderr.splitlines()) == 1
+    if mib != 100:
+        assert done.returncode == TRY_AGAIN
+        assert done.stderr.startswith("zo train: out of memory: ")
 
 
 # --- kills -----------------------------------------------------------------------------------------
