@@ -20,9 +20,9 @@ from zo.planning.footprint import (
     jobs_at_once,
     relative_cost,
 )
-from zo.sweep.gpus import SLOTS, choose_gpus, lack_of_gpus
 from zo.study import caches_of, load_study
 from zo.study_file import read_yaml
+from zo.sweep.gpus import SLOTS, choose_gpus, lack_of_gpus
 
 
 def checked(function, *arguments):
