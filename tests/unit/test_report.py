@@ -82,7 +82,7 @@ def test_the_question_and_the_answer_with_n_and_interval_come_first(text):
     assert "keep up with backprop?" in head
     assert re.search(r"final loss minus FO&#39;s: \+1\.\d+ ± \d\.\d+ in full", head)
     assert "n = 3 seeds" in head
-    assert "Verdict withheld: not tuned (full, reduced)" in head
+    assert "Verdict withheld: not tuned (full; reduced)" in head
     assert head.index("headline") < head.index("<table")
 
 

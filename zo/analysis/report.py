@@ -119,9 +119,9 @@ def state_headline(table: pd.DataFrame, reading: Reading) -> str:
         verdicts.setdefault(row["verdict"], []).append(where)
         if pd.notna(row["minus_FO"]):
             gaps.append(f"{spread(row['minus_FO'], row['minus_FO_high'] - row['minus_FO'], '+')} in {where}")
-    start = f"ZO's final loss minus FO's: {', '.join(gaps)} (nats, {say_n(reading.runs)}). " if gaps else ""
+    start = f"ZO's final loss minus FO's: {'; '.join(gaps)} (nats, {say_n(reading.runs)}). " if gaps else ""
     said = {f"verdict {text}" if text.startswith(WITHHELD) else text: at for text, at in verdicts.items()}
-    return start + " ".join(f"{text[:1].upper()}{text[1:]} ({', '.join(at)})." for text, at in said.items())
+    return start + " ".join(f"{text[:1].upper()}{text[1:]} ({'; '.join(at)})." for text, at in said.items())
 
 
 def count_runs(reading: Reading) -> str:

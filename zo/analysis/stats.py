@@ -18,7 +18,7 @@ MODES = tuple(METHODS)
 CONTROLS = ("Random", "Frozen", "LayerwiseFrozen")
 """Modes that show what the others are worth: they get no verdict and have no best learning rate."""
 ENDS = ("", "_low", "_high", "_n")  # of the columns that hold an Interval
-SHORT = {"batch_size": "bs"}  # as run names have it
+SHORT = {"batch_size": "bs", "model_size": ""}  # bs as run names have it; a size says what it is
 EDGE_WARNINGS = {
     "low edge": "best is the lowest learning rate tried: the optimum may lie below",
     "high edge": "best is the highest learning rate tried: the optimum may lie above",

@@ -16,7 +16,9 @@ def show_answer(answer: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     for other in ("FO", "Frozen", "Random"):
         name = f"minus_{other}"
         frame[f"minus {other}"] = _with_interval(answer, name, f"{name}_high", "+")
-    return frame.assign(**{"lr flag": answer["edge"], "verdict": answer["verdict"]})
+        if other == "FO":  # what it decides stands beside it, on the narrowest screen too
+            frame["verdict"] = answer["verdict"]
+    return frame.assign(**{"lr flag": answer["edge"]})
 
 
 def show_best(best: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
