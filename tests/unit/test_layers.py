@@ -25,20 +25,24 @@ def part_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def list_imports(tree: ast.AST):
-    """Yield the modules of zo that run-time imports name, those inside functions too."""
+def walk_imports(tree: ast.AST):
+    """Yield what each run-time import can name, those inside functions too: `from a import b`: a, a.b."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
         if isinstance(node, ast.Import):
-            yield from (name.name.split(".")[1] for name in node.names if name.name.startswith("zo."))
-        elif isinstance(node, ast.ImportFrom) and node.module == "zo":
-            yield from (name.name for name in node.names if name.name != "__version__")
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("zo."):
-            yield node.module.split(".")[1]
+            yield [name.name for name in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"a relative import: {ast.unparse(node)}"
-        yield from list_imports(node)
+            yield [node.module, *(f"{node.module}.{name.name}" for name in node.names)]
+        yield from walk_imports(node)
+
+
+def list_imports(tree: ast.AST):
+    """Yield the parts of zo that each import names."""
+    for names in walk_imports(tree):
+        parts = [name.split(".")[1] for name in names if name.startswith("zo.")]
+        yield from dict.fromkeys(part for part in parts if part != "__version__")
 
 
 def name_module(path: Path) -> str:
@@ -49,16 +53,8 @@ KNOWN = {name_module(path) for path in MODULES}
 
 
 def list_modules(tree: ast.AST):
-    """Yield the modules that run-time imports name in full, those inside functions too."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            continue
-        if isinstance(node, ast.Import):
-            yield from (name.name for name in node.names if name.name in KNOWN)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            named = [f"{node.module}.{name.name}" for name in node.names]
-            yield from (name for name in [node.module, *named] if name in KNOWN)
-        yield from list_modules(node)
+    """Yield the modules that imports name, in full."""
+    return (name for names in walk_imports(tree) for name in names if name in KNOWN)
 
 
 def test_every_part_has_its_place_in_the_order():
