@@ -36,6 +36,12 @@ def mean_interval(values, confidence: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half, n)
 
 
+def rms_interval(values, confidence: float = 0.95) -> Interval:
+    """Return root mean square and its interval: the roots of those of the mean square."""
+    *found, n = mean_interval(np.square(np.asarray(values, dtype=float)), confidence)
+    return Interval(*map(float, np.sqrt(np.clip(found, 0, None))), n)
+
+
 def find_quantile(n: int, confidence: float) -> float:
     """Return Student's t quantile of a two-sided interval of a mean of n values."""
     return float(stdtrit(n - 1, 0.5 + confidence / 2))

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from zo.analysis.guards import Finding
-from zo.analysis.intervals import Interval, mean_interval
+from zo.analysis.intervals import Interval, mean_interval, rms_interval
 from zo.analysis.runs import Logs, read_table
 from zo.layout import shorten
 
@@ -52,10 +52,7 @@ def measure_probes(probes: pd.DataFrame) -> pd.DataFrame:
 
 def _average(values: pd.Series, quantity: str) -> Interval:
     values = values[np.isfinite(values)]
-    if quantity != "cosine":
-        return mean_interval(values)
-    mean, low, high, n = mean_interval(values**2)
-    return Interval(*np.sqrt(np.clip([mean, low, high], 0, None)), n)
+    return rms_interval(values) if quantity == "cosine" else mean_interval(values)
 
 
 def show_probes(table: pd.DataFrame) -> pd.DataFrame:

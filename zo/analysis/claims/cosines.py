@@ -1,6 +1,7 @@
 """C2, on the probes: the cosine of the estimate with the exact gradient against its law in d and q."""
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +10,7 @@ from scipy.stats import ttest_ind
 
 from zo.analysis.claims.arms import Evidence, Lacking
 from zo.analysis.claims.compare import BELOW_0, Comparison
-from zo.analysis.intervals import Interval, mean_interval
+from zo.analysis.intervals import Interval, rms_interval
 from zo.analysis.probes import check_epsilon
 
 COSINE_TOLERANCE = 0.10
@@ -49,12 +50,7 @@ def compare_cosines(evidence: Evidence) -> Iterator[Comparison]:
 def _compare_law(key: tuple, rows: pd.DataFrame, doubts: tuple[str, ...]) -> Comparison:
     """Compare the RMS cosine of one (scope, d, at, q) with its law."""
     scope, d, at, q = key
-    squares = ((rows["value"] / rows["law"]) ** 2).to_numpy()
-
-    def measure(confidence: float) -> Interval:
-        *found, n = mean_interval(squares, confidence)
-        return Interval(*map(float, np.sqrt(np.clip(found, 0, None))), n)
-
+    measure = partial(rms_interval, rows["value"] / rows["law"])
     said = f"{scope}, d = {d:.0f}, q = {q:.0f}, at the runs' {at}"
     region = (1 - COSINE_TOLERANCE, 1 + COSINE_TOLERANCE)
     return Comparison(f"worst RMS cosine over its law, {scope}", "of the law", measure, said, region, doubts)
