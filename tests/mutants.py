@@ -22,30 +22,30 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 150
 
-PHILOX = ("tests/unit/test_philox.py",)
-NOISE = ("tests/unit/test_noise.py",)
+PHILOX = ("tests/unit/engine/test_philox.py",)
+NOISE = ("tests/unit/engine/test_noise.py",)
 ELSEWHERE = (*NOISE, "-k", "off_the_cpu")
-ROUNDING = ("tests/unit/test_rounding.py",)
-PERTURBED = ("tests/unit/test_perturbed.py",)
+ROUNDING = ("tests/unit/engine/test_rounding.py",)
+PERTURBED = ("tests/unit/engine/test_perturbed.py",)
 BLOCKS = (*PERTURBED, "-k", "blocks")
-ESTIMATE = ("tests/unit/test_estimate.py",)
+ESTIMATE = ("tests/unit/engine/test_estimate.py",)
 ORACLE = (*ESTIMATE, "-k", "textbook or compact")
-PROBE = "tests/unit/test_probe.py"
+PROBE = "tests/unit/engine/test_probe.py"
 UNUSUAL = (*ESTIMATE, "-k", "members_cannot_share")
 HALF = (*ESTIMATE, "-k", "half_precision")
-GUIDANCE = ("tests/unit/test_guidance.py",)
-LOWRANK = ("tests/unit/test_lowrank.py",)
-PLAN = ("tests/unit/test_plan.py",)
-ARCHITECTURES = ("tests/unit/test_architectures.py",)
+GUIDANCE = ("tests/unit/engine/test_guidance.py",)
+LOWRANK = ("tests/unit/engine/test_lowrank.py",)
+PLAN = ("tests/unit/engine/test_plan.py",)
+ARCHITECTURES = ("tests/unit/engine/test_architectures.py",)
 MEMBERS = (*ARCHITECTURES, "-k", "members_loss and lowrank and dtype1")
 SHARDS = (*ARCHITECTURES, "-k", "sides_and_shards")
-CHECKPOINT = ("tests/unit/test_checkpoint.py",)
-GPUS = ("tests/unit/test_gpus.py",)
-RECORD = ("tests/unit/test_record.py",)
+CHECKPOINT = ("tests/unit/training/test_checkpoint.py",)
+GPUS = ("tests/unit/sweep/test_gpus.py",)
+RECORD = ("tests/unit/training/test_record.py",)
 STUDY = ("tests/unit/test_study.py", "-k", "further or grids")
 METHODS = "tests/contract/test_methods.py"
 RANKS = "tests/contract/test_ranks.py"
-PLACES = ("tests/unit/test_places.py",)
+PLACES = ("tests/unit/distributed/test_places.py",)
 ENGINE = (RANKS, "-k", "estimate or fails or differ or heard")
 RANK_RUNS = (RANKS, "-k", "two_ranks")
 MEMORY = "tests/contract/test_memory.py"
@@ -53,23 +53,23 @@ REPLAY = "tests/contract/test_replay.py"
 PATH = (METHODS, "-k", "textbooks_path")
 LEDGER = (METHODS, "-k", "ledger")
 LAYERS = "tests/contract/test_layerwise.py"
-JOB = "tests/unit/test_job.py"
-STATUS = "tests/unit/test_status.py"
-ARCHIVE = "tests/unit/test_archive.py"
-PRUNE = ("tests/unit/test_prune.py",)
-KEPT = ("tests/unit/test_kept.py",)
-FORECAST, PACE = ("tests/unit/test_forecast.py",), ("tests/unit/test_pace.py",)
-MEASURE = ("tests/unit/test_measure.py",)
-FOOTPRINT = ("tests/unit/test_footprint.py", "-k", "job or epoch or ledger")
-INTERVALS = ("tests/unit/test_analysis_intervals.py",)
-GUARDS = ("tests/unit/test_analysis_guards.py",)
-PARETO = ("tests/unit/test_analysis_pareto.py",)
-REPORT = ("tests/unit/test_report.py",)
-CLAIMS = "tests/unit/test_claims.py"
+JOB = "tests/unit/training/test_job.py"
+STATUS = "tests/unit/sweep/test_status.py"
+ARCHIVE = "tests/unit/sweep/test_archive.py"
+PRUNE = ("tests/unit/sweep/test_prune.py",)
+KEPT = ("tests/unit/training/test_kept.py",)
+FORECAST, PACE = ("tests/unit/planning/test_forecast.py",), ("tests/unit/planning/test_pace.py",)
+MEASURE = ("tests/unit/planning/test_measure.py",)
+FOOTPRINT = ("tests/unit/planning/test_footprint.py", "-k", "job or epoch or ledger")
+INTERVALS = ("tests/unit/analysis/test_intervals.py",)
+GUARDS = ("tests/unit/analysis/test_guards.py",)
+PARETO = ("tests/unit/analysis/test_pareto.py",)
+REPORT = ("tests/unit/analysis/test_report.py",)
+CLAIMS = "tests/unit/analysis/test_claims.py"
 RESUME = (METHODS, "-k", "crashed and ZO")
-MISTAKES = "tests/unit/test_mistakes.py"
-SUMMARY = "tests/unit/test_analysis_summary.py"
-DATASET = "tests/unit/test_dataset.py"
+MISTAKES = "tests/unit/cli/test_mistakes.py"
+SUMMARY = "tests/unit/analysis/test_summary.py"
+DATASET = "tests/unit/data/test_dataset.py"
 
 
 class Mutant(NamedTuple):
@@ -228,10 +228,10 @@ MUTANTS = [
     Mutant("inverted sign", "engine/estimate.py", "(losses[:, 0] - losses[:, 1])", "(losses[:, 1] - losses[:, 0])", ORACLE),
     Mutant("inverted sign of the compact update", "engine/estimate.py", "update_(parameters, alpha, self.weights(), store_)", "update_(parameters, -alpha, self.weights(), store_)", (*ESTIMATE, "-k", "compact")),
     Mutant("wrong base of one side", "engine/estimate.py", "parts += [objective.losses()] if q in own else []", "parts += [parts[0][:1].clone()] if q in own else []", ORACLE),
-    Mutant("a wait for the base alone", "engine/estimate.py", "return _read(torch.cat(parts)).view(-1, 1)", "return torch.cat([_read(part) for part in parts]).view(-1, 1)", ("tests/unit/test_launches.py", "-k", "waits")),
+    Mutant("a wait for the base alone", "engine/estimate.py", "return _read(torch.cat(parts)).view(-1, 1)", "return torch.cat([_read(part) for part in parts]).view(-1, 1)", ("tests/unit/engine/test_launches.py", "-k", "waits")),
     Mutant("no mean over q", "engine/estimate.py", "(self.scale / len(self.coefficients))", "self.scale", ORACLE),
     Mutant("loss of the first member alone", "engine/estimate.py", "losses.mean().item()", "losses[0].item()", ORACLE),
-    Mutant("losses of half-precision logits", "engine/objective.py", "logits = logits.to(at_least_fp32(logits))", "pass", ("tests/unit/test_half.py",)),
+    Mutant("losses of half-precision logits", "engine/objective.py", "logits = logits.to(at_least_fp32(logits))", "pass", ("tests/unit/engine/test_half.py",)),
     Mutant("a dense gradient in half precision", "engine/estimate.py", "self.weights(), index).view(parameter.shape)", "self.weights(), index).view(parameter.shape).to(parameter.dtype)", HALF),
     Mutant("perturbed in place", "engine/estimate.py", "        with Perturbed(parameters, members, rows.shape[1]) as perturbed:\n", IN_PLACE, (*ESTIMATE, "-k", "bit_for_bit")),
     Mutant("signs outermost in the sequential plan", "engine/estimate.py", "for query in queries for scale in scales]", "for scale in scales for query in queries]", ORACLE),
@@ -253,8 +253,8 @@ MUTANTS = [
     Mutant("end weights that are the start's", "training/probe_run.py", "weights = _final_weights(run, files) if", "weights = dict(run.named) if", (PROBE, "-k", "start_and_end")),
     Mutant("a batch is read outside the clock", "training/run.py", "        with self.ledger.timed():\n            batch = self.batch(self.data, step)", "        batch = self.batch(self.data, step)\n        with self.ledger.timed():\n            pass", (METHODS, "-k", "clock_runs")),
     Mutant("the clock stops before the GPU", "training/run.py", "if self._looks_up_after(step):", "if False:", ("tests/contract/test_methods.py", "-k", "clock_waits")),
-    Mutant("a mean of signed cosines", "analysis/probes.py", "rms_interval(values)", "mean_interval(values)", ("tests/unit/test_analysis_probes.py", "-k", "averages")),
-    Mutant("a bad eps is not said", "analysis/probes.py", "not errors.loc[own].max() > BAD_SLOPE", "True", ("tests/unit/test_analysis_probes.py", "-k", "bad_eps")),
+    Mutant("a mean of signed cosines", "analysis/probes.py", "rms_interval(values)", "mean_interval(values)", ("tests/unit/analysis/test_probes.py", "-k", "averages")),
+    Mutant("a bad eps is not said", "analysis/probes.py", "not errors.loc[own].max() > BAD_SLOPE", "True", ("tests/unit/analysis/test_probes.py", "-k", "bad_eps")),
     Mutant("the parallel plan tried again every step", "engine/estimate.py", "        _unsupported.add(objective.model)\n", "", (*ARCHITECTURES, "-k", "one_warning")),
     Mutant("labels not shifted by the entry", "engine/estimate.py", "labels[:, 1:].to(device)", "labels.to(device)", (*ESTIMATE, "-k", "shifts_the_labels")),
     Mutant("no seed is always seed 0", "engine/estimate.py", "seed = torch.randint(2**62, ()).item()", "seed = 0", (*ESTIMATE, "-k", "without_a_seed")),
@@ -268,7 +268,7 @@ MUTANTS = [
     Mutant("u and v swapped in addmm", "engine/members.py", FACTORS, FACTORS.replace("out_first]", "out_first ^ (not out_first and weight.shape[0] == weight.shape[1])]"), MEMBERS),
     Mutant("u and v from swapped places", "engine/noise.py", "factors[..., start : start + m], factors[..., start + m : start + m + n]", "factors[..., start + n : start + m + n], factors[..., start : start + n]", (*LOWRANK, "-k", "when_this_was_written")),
     Mutant("no 1/sqrt(r)", "engine/noise.py", "return self.rank**-0.5", "return 1.0", (*LOWRANK, "-k", "second_moment")),
-    Mutant("1/r for 1/sqrt(r)", "engine/noise.py", "return self.rank**-0.5", "return 1 / self.rank", ("tests/unit/test_laws.py", "-k", "one_matrix")),
+    Mutant("1/r for 1/sqrt(r)", "engine/noise.py", "return self.rank**-0.5", "return 1 / self.rank", ("tests/unit/engine/test_laws.py", "-k", "one_matrix")),
     Mutant("no 1/sqrt(r) in a direction made dense", "engine/noise.py", "(u[:, start:stop] * self.root).T", "u[:, start:stop].T", LOWRANK),
     Mutant("no 1/sqrt(r) in the members", "engine/members.py", "self._times_scales(self._factors, directions.root)", "self._times_scales(self._factors, 1.0)", MEMBERS),
     Mutant("1/sqrt(r) in the members' vectors", "engine/members.py", "self._times_scales(drawn.vectors.to(wide), 1.0)", "self._times_scales(drawn.vectors.to(wide), directions.root)", MEMBERS),
@@ -352,7 +352,7 @@ MUTANTS = [
     Mutant("dropout on", "models.py", "resid_pdrop=0.0", "resid_pdrop=0.1", (METHODS, "-k", "no_dropout")),
     Mutant("weights in half precision", "training/run.py", "PRECISIONS[spec.weights.removesuffix(\"-nearest\")]", "PRECISIONS[spec.precision]", (METHODS, "-k", "weights_stay")),
     Mutant("norms' weights in bf16", "training/run.py", "matrices_alone=True", "matrices_alone=False", (METHODS, "-k", "in_bf16")),
-    Mutant("checkpoints of bf16 weights planned as fp32", "planning/footprint.py", 'return FLOAT if spec.weights == "fp32" else 2', "return FLOAT", ("tests/unit/test_footprint.py", "-k", "half")),
+    Mutant("checkpoints of bf16 weights planned as fp32", "planning/footprint.py", 'return FLOAT if spec.weights == "fp32" else 2', "return FLOAT", ("tests/unit/planning/test_footprint.py", "-k", "half")),
     Mutant("stochastic rounding always down", "engine/rounding.py", ".add_(bits.to(torch.int32))", "", ROUNDING),
     Mutant("one rounding for all steps", "engine/rounding.py", "seed, step, ROUNDING)", "seed, 0, ROUNDING)", ROUNDING),
     Mutant("one rounding for all blocks", "engine/rounding.py", "torch.empty_like(exact), 0, parameter, start)", "torch.empty_like(exact), 0, parameter)", ROUNDING),
@@ -384,8 +384,8 @@ MUTANTS = [
     Mutant("a run that trains pruned", "sweep/prune.py", "yield False\n                return", "pass", PRUNE),
     Mutant("times packed", "sweep/archive.py", "info.mtime, info.mode = os.fstat(content.fileno()).st_size, EPOCH, 0o644", "info.mtime, info.mode = os.fstat(content.fileno()).st_size, os.fstat(content.fileno()).st_mtime, 0o644", (ARCHIVE, "-k", "same_bytes")),
     Mutant("links packed", "sweep/archive.py", "if path.is_file() and not hidden and not any(part.is_symlink() for part in on_the_way)", "if path.is_file() and not hidden", (ARCHIVE, "-k", "no_regular_file")),
-    Mutant("optimizer state not planned for", "planning/footprint.py", " + trained_at_once(spec) * FLOAT * states", "", ("tests/unit/test_footprint.py", "-k", "checkpoint")),
-    Mutant("a full disk only warns", "sweep/preflight.py", "if needed > free and certain:", "if False:", ("tests/unit/test_preflight.py", "-k", "disk")),
+    Mutant("optimizer state not planned for", "planning/footprint.py", " + trained_at_once(spec) * FLOAT * states", "", ("tests/unit/planning/test_footprint.py", "-k", "checkpoint")),
+    Mutant("a full disk only warns", "sweep/preflight.py", "if needed > free and certain:", "if False:", ("tests/unit/sweep/test_preflight.py", "-k", "disk")),
     Mutant("type and shape not hashed", "training/checkpoint.py", 'f"{name} {tensors[name].dtype} {list(tensors[name].shape)}\\n"', 'f"{name}"', CHECKPOINT),
     # What ends an attempt, and what the next one makes of it.
     Mutant("a full disk is a bug", "causes.py", "errno.ENOSPC, ", "", ("tests/contract/test_disk.py",)),
@@ -505,7 +505,7 @@ MUTANTS = [
     Mutant("GPU-hours of ranks as of one GPU", "planning/forecast.py", "run.seconds_high * run.devices", "run.seconds_high", FORECAST),
     Mutant("an unbuilt corpus of no tokens", "planning/forecast.py", "if spec.epochs and train_tokens is None:", "if False:", FORECAST),
     Mutant("kept weights planned whatever the study keeps", "planning/storage.py", "return kept.get(keep, checkpoint_bytes(spec))", "return checkpoint_bytes(spec)", FORECAST),
-    Mutant("finished weights planned for that a study drops", "planning/storage.py", "checkpoints_kept(spec, flow.keep)", 'checkpoints_kept(spec, "checkpoint")', ("tests/unit/test_preflight.py", "-k", "disk")),
+    Mutant("finished weights planned for that a study drops", "planning/storage.py", "checkpoints_kept(spec, flow.keep)", 'checkpoints_kept(spec, "checkpoint")', ("tests/unit/sweep/test_preflight.py", "-k", "disk")),
     Mutant("coefficients planned as one number", "planning/storage.py", "numbers = spec.query_budget_q *", "numbers = 1 *", FORECAST),
     Mutant("a GPU planned with a CPU's finished runs", "planning/pace.py", "return on_gpu == gpus and", "return", PACE),
     Mutant("planned with finished runs of other threads", "planning/pace.py", 'manifest.get("threads") == threads', "True", PACE),
@@ -549,9 +549,9 @@ MUTANTS = [
     Mutant("all build a pruned cache at once", "data/dataset.py", "if _is_pruned(folder) else nullcontext()", "if False else nullcontext()", (DATASET, "-k", "pruned")),
     Mutant("a run of another length planned as done", "planning/progress.py", "    return not stored or find_other_setting(spec, stored) is None", "    return True", (*FORECAST, "-k", "another_length")),
     Mutant("two slots of a GPU are two GPUs", "sweep/gpus.py", "if gpus_per_run * ranks <= there:", "if gpus_per_run <= there:", (*GPUS, "-k", "in_words")),
-    Mutant("GPUs without cores", "planning/footprint.py", "[] if cores is None else", "[] if slots or cores is None else", ("tests/unit/test_footprint.py", "-k", "at_once")),
+    Mutant("GPUs without cores", "planning/footprint.py", "[] if cores is None else", "[] if slots or cores is None else", ("tests/unit/planning/test_footprint.py", "-k", "at_once")),
     Mutant("weights for a probe take no room", "planning/storage.py", " + len(flow.probe_steps) * at_a_step", "", (*FORECAST, "-k", "probe")),
-    Mutant("ranks share what cannot be divided", "planning/footprint.py", "return parts / math.ceil(parts / spec.ranks)", "return min(spec.ranks, parts)", ("tests/unit/test_footprint.py", "-k", "wait_for_the_one")),
+    Mutant("ranks share what cannot be divided", "planning/footprint.py", "return parts / math.ceil(parts / spec.ranks)", "return min(spec.ranks, parts)", ("tests/unit/planning/test_footprint.py", "-k", "wait_for_the_one")),
     Mutant("a run of few steps tells the pace", "planning/pace.py", "if steps < LEAST_STEPS:", "if steps < 1:", (*PACE, "-k", "first_steps")),
     Mutant("a length too short for a step passes", "spec.py", "if not self.epochs:  # which", "if self.max_steps:  # which", ("tests/unit/test_spec.py", "-k", "whole_steps")),
     Mutant("one place without weights ends a probe", "training/probe_run.py", "            lacking.append(error)\n            continue\n", "            raise\n", (*KEPT, "-k", "passed_over")),
@@ -561,9 +561,9 @@ MUTANTS = [
     Mutant("a replay of what has no direction", "training/replay.py", 'if method.uses and not hasattr(method, "direction"):', "if False:", (REPLAY, "-k", "its_direction")),
     Mutant("parameters must be contiguous to be read", "engine/philox.py", "_flat(base.contiguous())", "_flat(base)", (*ESTIMATE, "-k", "contiguous")),
     Mutant("parameters must be contiguous to be updated", "engine/noise.py", " or not theta.is_contiguous()", "", (*ESTIMATE, "-k", "contiguous")),
-    Mutant("a control that blew up flattens the axis", "analysis/figures/panels.py", "high = min(high, ceiling) if np.isfinite(ceiling) else high", "pass", ("tests/unit/test_analysis_plots.py", "-k", "blows_up")),
-    Mutant("one loss axis for all models", "analysis/figures/panels.py", "return tuple(cell[axes].astype(str)), find_ceiling(own, theirs[column])", "return (), find_ceiling(runs, rows[column])", ("tests/unit/test_analysis_plots.py", "-k", "blows_up")),
-    Mutant("the tokenizer told twice", "analysis/stats.py", "if not _comes_with_the_size(runs, axis, axes)]", "]", ("tests/unit/test_analysis_stats.py", "-k", "not_told")),
+    Mutant("a control that blew up flattens the axis", "analysis/figures/panels.py", "high = min(high, ceiling) if np.isfinite(ceiling) else high", "pass", ("tests/unit/analysis/test_plots.py", "-k", "blows_up")),
+    Mutant("one loss axis for all models", "analysis/figures/panels.py", "return tuple(cell[axes].astype(str)), find_ceiling(own, theirs[column])", "return (), find_ceiling(runs, rows[column])", ("tests/unit/analysis/test_plots.py", "-k", "blows_up")),
+    Mutant("the tokenizer told twice", "analysis/stats.py", "if not _comes_with_the_size(runs, axis, axes)]", "]", ("tests/unit/analysis/test_stats.py", "-k", "not_told")),
 ]  # fmt: skip
 
 

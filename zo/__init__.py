@@ -1,6 +1,6 @@
 """Zeroth-order pretraining of small language models: the engine, and the sweeps that test it.
 
-Each part knows only those above it (tests/unit/test_layers.py):
+Each part knows only those above it (tests/house/test_layers.py):
 
 - ``errors``, ``causes``, ``files``, ``units``, ``layout``: what everything else is made with
 - ``distributed``: the ranks of one run; ``engine``: the ZO estimate

@@ -1,7 +1,7 @@
 """The exact laws of a zeroth-order estimate, for a linear loss or eps -> 0 (docs/method.md).
 
-d numbers in theta, q directions, g the exact gradient, g_hat the estimate. tests/unit/test_laws.py holds the
-engine to the same formulas, written there once more.
+d numbers in theta, q directions, g the exact gradient, g_hat the estimate. tests/unit/engine/test_laws.py
+holds the engine to the same formulas, written there once more.
 """
 
 import math

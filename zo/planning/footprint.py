@@ -1,7 +1,7 @@
 """What a run will take, told from its spec alone: parameters, checkpoint, memory, passes, work.
 
-The counts are exact (tests/unit/test_footprint.py builds the models); memory is an estimate. Nothing here
-imports torch: the workflow asks before its first run.
+The counts are exact (tests/unit/planning/test_footprint.py builds the models); memory is an estimate.
+Nothing here imports torch: the workflow asks before its first run.
 """
 
 import math

@@ -148,7 +148,7 @@ NOT_PACKED += ("attempt.log", "compiled", ".complete", ".lock", ".<cache>.lock")
 
 
 def test_every_file_of_a_study_is_packed_but_those_that_its_page_names(tmp_path):
-    page = (Path(__file__).parents[2] / "docs/results-format.md").read_text()
+    page = (Path(__file__).parents[3] / "docs/results-format.md").read_text()
     rows = re.search(r"## Files\n(.*?)\n## ", page, re.S)[1].splitlines()
     told = {
         name for row in rows if row.startswith("| `") for name in re.findall(r"`([^`]+)`", row.split("|")[1])

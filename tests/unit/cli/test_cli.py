@@ -24,7 +24,7 @@ from zo.spec import AXES, RunSpec
 from zo.study import PLURAL, Workflow, load_study, read_study
 from zo.sweep import start as sweep
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 COMMANDS = (
     "train",
     "sweep",

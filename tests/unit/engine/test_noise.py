@@ -17,7 +17,7 @@ from zo.engine import directions, noise
 from zo.engine.noise import CONTROL, Noise, make_noise, mix
 
 N = 40_000
-DENSE = ("gaussian", "rademacher")  # tests/unit/test_lowrank.py has the third
+DENSE = ("gaussian", "rademacher")  # tests/unit/engine/test_lowrank.py has the third
 BEYOND_32_BITS = 2**32
 
 

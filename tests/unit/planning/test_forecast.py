@@ -17,7 +17,7 @@ from zo.planning.storage import checkpoints_kept, scalar_bytes
 from zo.study import load_study, read_study
 from zo.training.record import RunFiles
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 STUDY = {
     "study": "small",
     "modes": ["FO", "ZO"],
