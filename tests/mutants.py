@@ -214,7 +214,7 @@ MUTANTS = [
     Mutant("positions interleaved wrongly", "engine/perturbed.py", "out.repeat_interleave(batch, dim=0) if shared", "out.repeat(batch, 1, 1) if shared", ORACLE),
     Mutant("unknown operations of many members read the plain weights", "engine/perturbed.py", "            raise UnsupportedOperation(function)\n", "            return function(*args, **kwargs)\n", UNUSUAL),
     Mutant("unknown operations of one member read the plain weights", "engine/perturbed.py", "return self._substitute(function, args, kwargs)", "return function(*args, **kwargs)", UNUSUAL),
-    Mutant("parameters in lists read plain", "engine/perturbed.py", "(v if isinstance(v, list | tuple) else (v,))", "(v,)", PERTURBED),
+    Mutant("parameters in lists read plain", "engine/perturbed.py", "elif isinstance(value, (list, tuple)):", "elif False:", PERTURBED),
     Mutant("a view counts as metadata", "engine/perturbed.py", "    torch.Tensor.size,\n", "    torch.Tensor.size,\n    torch.Tensor.t,\n", UNUSUAL),
     Mutant("rows of no member in particular split all the same", "engine/perturbed.py", "len(activations) % (members * self.batch_size)", "len(activations) % members", PERTURBED),
     Mutant("an input that is a parameter itself reads plain", "engine/perturbed.py", "if self.index(activations) is not None:", "if False:", PERTURBED),
@@ -310,6 +310,7 @@ MUTANTS = [
     Mutant("free memory ignored", "engine/plan.py", "if free_bytes is not None:", "if False:", PLAN),
     Mutant("all of the free memory for logits", "engine/plan.py", "int(FREE_SHARE * free_bytes)", "free_bytes", PLAN),
     Mutant("logits of one sign", "engine/plan.py", "logits = signs * tokens * vocab_size * 4", "logits = tokens * vocab_size * 4", PLAN),
+    Mutant("a pair of any size in one pass", "engine/plan.py", "logits <= PAIR_LOGITS_BYTES[device]", "True", PLAN),
     Mutant("a GPU kept to a CPU's tokens", "engine/plan.py", 'if device == "cpu":', "if True:", PLAN),
     # Directions around a gradient.
     Mutant("no 1/c^2", "engine/guidance.py", "self.scale = 1 / cosine_target**2", "self.scale = 1.0", GUIDANCE),

@@ -185,12 +185,13 @@ class LowRankNoise(Directions):
         on_device = _on_device(tuple(weights), parameters[0].device)
         factors = drawn.factors.to(wide)
         weighted = (on_device * self.root).to(wide)[:, None, None] * factors
+        factors, weighted = factors.flatten(0, 1), weighted.flatten(0, 1)
         vectors, parts = [], []
         for index, parameter in enumerate(parameters):
             exact = parameter.dtype == at_least_fp32(parameter)
             if self.compact(parameter, index, len(weights)):  # one product straight into the parameter
-                u, _ = self.split(weighted.flatten(0, 1).to(parameter.dtype), index)
-                _, v = self.split(factors.flatten(0, 1).to(parameter.dtype), index)
+                u, _ = self.split(weighted.to(parameter.dtype), index)
+                _, v = self.split(factors.to(parameter.dtype), index)
                 parameter.addmm_(u.T, v, alpha=alpha)
             elif exact and not self.matrices[index]:
                 vectors.append(parameter)

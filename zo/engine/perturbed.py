@@ -62,7 +62,7 @@ class Perturbed(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function in _METADATA or not self._uses_parameter(args, kwargs):
+        if function in _METADATA or not self._uses_parameter((*args, *kwargs.values())):
             return function(*args, **kwargs)
         if handler := _HANDLERS.get(function):
             try:
@@ -73,11 +73,19 @@ class Perturbed(TorchFunctionMode):
             raise UnsupportedOperation(function)
         return self._substitute(function, args, kwargs)
 
-    def _uses_parameter(self, args, kwargs) -> bool:
-        values = _flatten((*args, *kwargs.values()))
-        found = [self._index[id(value)] for value in values if id(value) in self._index]
-        self.used.update(found)
-        return bool(found)
+    def _uses_parameter(self, values) -> bool:
+        """Whether one of the values, or of those inside lists and tuples, is a perturbed parameter.
+
+        Asked at every call of a function of torch, of which a small model's time consists.
+        """
+        found = False
+        for value in values:
+            if (index := self._index.get(id(value))) is not None:
+                self.used.add(index)
+                found = True
+            elif isinstance(value, (list, tuple)):
+                found |= self._uses_parameter(value)
+        return found
 
     def _substitute(self, function, args, kwargs):
         """Call any operation with the only member's parameters."""
@@ -116,11 +124,6 @@ class Perturbed(TorchFunctionMode):
             self.rows(x), weight, self.index(weight), bias, self.index(bias), out_first
         )
         return out.view(*x.shape[:-1], -1)
-
-
-def _flatten(values) -> list:
-    """The values, and those inside lists and tuples among them."""
-    return [item for v in values for item in (v if isinstance(v, list | tuple) else (v,))]
 
 
 # The handlers' arguments have torch's names, as a call may give them by keyword.

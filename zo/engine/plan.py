@@ -14,6 +14,9 @@ CPU_TOKENS = 2048
 """Of all members of a forward pass together: from here on a CPU's matrix products gain nothing."""
 CPU_LOGITS_BYTES = 256 * 2**20
 """Of all members together: past this a CPU spends its time on page faults."""
+PAIR_LOGITS_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
+"""Of both signs of a single direction: past this each keeps the device busy by itself, and a pass of both
+only holds more. At 100k parameters it nearly halves a CPU's step. The GPU's number is an estimate."""
 FREE_SHARE = 0.25
 """Of the free memory, for the logits of all members: activations and copies in fp32 need the rest."""
 
@@ -54,13 +57,14 @@ def decide_plan(
         most = int(FREE_SHARE * free_bytes)
         limits[f"at most {most >> 20} MiB of logits, {FREE_SHARE:.0%} of the free memory"] = most // logits
     reason = min(limits, key=limits.get)
+    pays = q > 1 or (limits[reason] >= 1 and logits <= PAIR_LOGITS_BYTES[device])
     chosen = min(q, in_flight or max(1, limits[reason]))
     if in_flight:
         reason = "asked for"
     elif chosen == q:
         reason = "all of them at once"
     if kind == "auto":
-        kind = "sequential" if q == 1 and not in_flight else "parallel"
+        kind = "parallel" if pays or in_flight else "sequential"
     return Plan(kind, chosen), f"q = {q}: {reason}"
 
 

@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zo.engine.plan import CPU_LOGITS_BYTES, CPU_TOKENS, MOST_IN_FLIGHT, Plan, decide_plan
+from zo.engine.plan import (
+    CPU_LOGITS_BYTES,
+    CPU_TOKENS,
+    MOST_IN_FLIGHT,
+    PAIR_LOGITS_BYTES,
+    Plan,
+    decide_plan,
+)
 
 
 def decide(kind="auto", in_flight=None, *, q=8, signs=2, tokens=256, vocab_size=512) -> Plan:
@@ -13,10 +20,25 @@ def decide(kind="auto", in_flight=None, *, q=8, signs=2, tokens=256, vocab_size=
     return plan
 
 
-def test_auto_is_sequential_for_one_direction_and_parallel_for_more():
-    assert decide(q=1).kind == "sequential"
+def test_auto_is_parallel():
+    assert decide(q=1) == Plan("parallel", 1)
     assert decide(q=2) == Plan("parallel", 2)
     assert decide(q=8, tokens=64) == Plan("parallel", 8)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_of_a_single_direction_auto_takes_the_signs_one_by_one_where_both_hold_much(device):
+    both = 2 * 128 * 4  # bytes of logits for each word of the vocabulary
+    most = PAIR_LOGITS_BYTES[device] // both
+    for vocab, free, kind in (
+        (most, None, "parallel"),
+        (most + 1, None, "sequential"),
+        (most, 3 * both * most, "sequential"),  # more than a quarter of the free memory
+    ):
+        shape = {"signs": 2, "tokens": 128, "vocab_size": vocab, "device": device, "free_bytes": free}
+        assert decide_plan("auto", None, q=1, **shape)[0].kind == kind
+    assert decide(q=1, tokens=1025).kind == "sequential"
+    assert decide(q=2, tokens=1025).kind == "parallel"
 
 
 def test_auto_keeps_at_most_eight_directions_in_flight_unless_asked():
