@@ -84,24 +84,24 @@ class Mutant(NamedTuple):
 
 
 KEPT_FIRST = """\
-            if logs and ledger.step in run.keep_steps:
-                # Before the checkpoint: a run that goes on from it does not make these weights again.
-                kept = checkpoint_path(make_folder(files.kept), ledger.step)
-                write_checkpoint(kept, run.checkpoint(None))
-            if last or told or ledger.step % spec.checkpoint_interval == 0:
-                ranks.require_same(f"the weights at step {ledger.step}", run.weights_digest)
-                if logs:
-                    save_checkpoint(files.checkpoints, run.checkpoint(logs.lengths()))
+    if logs and ledger.step in run.keep_steps:
+        # Before the checkpoint: a run that goes on from it does not make these weights again.
+        kept = checkpoint_path(make_folder(files.kept), ledger.step)
+        write_checkpoint(kept, run.checkpoint(None))
+    if last or told or ledger.step % spec.checkpoint_interval == 0:
+        run.state.ranks.require_same(f"the weights at step {ledger.step}", run.weights_digest)
+        if logs:
+            save_checkpoint(files.checkpoints, run.checkpoint(logs.lengths()))
 """
 KEPT_LAST = """\
-            if last or told or ledger.step % spec.checkpoint_interval == 0:
-                ranks.require_same(f"the weights at step {ledger.step}", run.weights_digest)
-                if logs:
-                    save_checkpoint(files.checkpoints, run.checkpoint(logs.lengths()))
-            if logs and ledger.step in run.keep_steps:
-                # Before the checkpoint: a run that goes on from it does not make these weights again.
-                kept = checkpoint_path(make_folder(files.kept), ledger.step)
-                write_checkpoint(kept, run.checkpoint(None))
+    if last or told or ledger.step % spec.checkpoint_interval == 0:
+        run.state.ranks.require_same(f"the weights at step {ledger.step}", run.weights_digest)
+        if logs:
+            save_checkpoint(files.checkpoints, run.checkpoint(logs.lengths()))
+    if logs and ledger.step in run.keep_steps:
+        # Before the checkpoint: a run that goes on from it does not make these weights again.
+        kept = checkpoint_path(make_folder(files.kept), ledger.step)
+        write_checkpoint(kept, run.checkpoint(None))
 """
 IN_PLACE = """\
         if members.count == 1:
@@ -432,7 +432,7 @@ MUTANTS = [
     Mutant("an interval that holds 0 leads", "analysis/guards.py", 'return row["mode"] if row["minus_FO_high"] < 0 else None', 'return row["mode"] if row["minus_FO"] < 0 else None', (*GUARDS, "-k", "loses_nothing")),
     Mutant("kept weights lost with a kill", "training/loop.py", KEPT_FIRST, KEPT_LAST, (*KEPT, "-k", "killed")),
     Mutant("final weights of the run before", "training/record.py", "        self.final.unlink(missing_ok=True)\n", "", (METHODS, "-k", "run_before")),
-    Mutant("a resumed run holds its checkpoint", "training/train.py", "    del checkpoint  # it is as large as what is trained\n", "", (METHODS, "-k", "no_copy_of_its_checkpoint")),
+    Mutant("a resumed run holds its checkpoint", "training/train.py", "    return run, logs  #", "    run.held = checkpoint\n    return run, logs  #", (METHODS, "-k", "no_copy_of_its_checkpoint")),
     Mutant("a file system without locks ends in a traceback", "files.py", "if error.errno not in NO_LOCKS:", "if True:", (*RECORD, "-k", "without_locks")),
     Mutant("kept weights of the run before", "training/train.py", "        files.drop_weights()", "        pass", (*KEPT, "-k", "starts_over")),
     Mutant("places in the order of the flag", "training/probe_run.py", "places = sorted(set(places), key=place_order)", "places = list(places)", (*KEPT, "-k", "order")),

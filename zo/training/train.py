@@ -152,27 +152,9 @@ def _release_memory(device: torch.device) -> None:
 def _train(
     spec: RunSpec, files: RunFiles, device: torch.device, attempt: Attempt, keep: Keep, ranks: Ranks
 ) -> Outcome:
-    attempt.begin()
-    limits = dict(attempt.limits)
-    accumulation = limits.pop("gradient_accumulation", None)  # in the run's name: its spec must not change
-    spec, checkpoint = _resume(spec.model_copy(update=attempt.plan | limits), files)
-    ranks.broadcast(Orders(spec, accumulation, checkpoint and checkpoint.step))
-    run, facts = build_run(spec, files.results / "cache", device, accumulation, ranks)
+    """From the last checkpoint to the end, and what is left then."""
+    run, logs = _start(spec, files, device, attempt, ranks)
     run.keep_steps = keep.steps
-    attempt.begin(run.state.spec)
-    write_json(files.folder / "spec.json", run.spec.model_dump())
-    facts |= {"out_of_memory": attempt.reductions}
-    facts |= describe_machine(str(device), torch.get_num_threads())
-    write_json(files.folder / "manifest.json", facts)
-    if checkpoint is None:
-        files.drop_weights()  # of a run of this name that had other settings, maybe
-    logs = Logs(files, run.restore(checkpoint) if checkpoint else None)
-    log.info("%s: %s", spec.name, f"resumed at step {run.ledger.step}" if checkpoint else "started")
-    if "learning_rate" not in spec.model_fields_set and METHODS[spec.mode].uses:
-        log.info("learning_rate %g (the default; FO and ZO want rates far apart)", spec.learning_rate)
-    del checkpoint  # it is as large as what is trained
-    if facts["plan"]:
-        log.info("plan: %s, directions in flight %s: %s", *facts["plan"].values())
     try:
         outcome = step_to_end(run, files, logs)
     except FloatingPointError as error:
@@ -183,6 +165,38 @@ def _train(
     files.write_outcome(outcome.status, outcome.reason, run.ledger.step, checksum)
     _keep(run, files, outcome.status, keep.at_end)
     return outcome
+
+
+def _start(
+    spec: RunSpec, files: RunFiles, device: torch.device, attempt: Attempt, ranks: Ranks
+) -> tuple[Run, Logs]:
+    """Build the run as the attempts before left it, tell the other ranks, and say in its files what it is."""
+    attempt.begin()
+    limits = dict(attempt.limits)
+    accumulation = limits.pop("gradient_accumulation", None)  # in the run's name: its spec must not change
+    spec, checkpoint = _resume(spec.model_copy(update=attempt.plan | limits), files)
+    ranks.broadcast(Orders(spec, accumulation, checkpoint and checkpoint.step))
+    run, facts = build_run(spec, files.results / "cache", device, accumulation, ranks)
+    attempt.begin(run.state.spec)
+    write_json(files.folder / "spec.json", run.spec.model_dump())
+    facts |= {"out_of_memory": attempt.reductions}
+    facts |= describe_machine(str(device), torch.get_num_threads())
+    write_json(files.folder / "manifest.json", facts)
+    if checkpoint is None:
+        files.drop_weights()  # of a run of this name that had other settings, maybe
+    logs = Logs(files, run.restore(checkpoint) if checkpoint else None)
+    _announce(run, facts["plan"])
+    return run, logs  # the checkpoint goes here: it is as large as what is trained
+
+
+def _announce(run: Run, plan: dict | None) -> None:
+    """Say where the run starts, and what was chosen for it."""
+    spec, step = run.spec, run.ledger.step
+    log.info("%s: %s", spec.name, f"resumed at step {step}" if step else "started")
+    if "learning_rate" not in spec.model_fields_set and METHODS[spec.mode].uses:
+        log.info("learning_rate %g (the default; FO and ZO want rates far apart)", spec.learning_rate)
+    if plan:
+        log.info("plan: %s, directions in flight %s: %s", *plan.values())
 
 
 def _keep(run: Run, files: RunFiles, status: str, keep: str) -> None:
