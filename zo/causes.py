@@ -19,6 +19,7 @@ MEMORY_WORDS = (
     "cannot allocate memory",
     "not enough memory",
     "alloc_failed",
+    "cublas_status_not_initialized",  # a full GPU, at the first product of matrices
     "bad_alloc",
     "failed to map segment",
     "memory allocation still failed",

@@ -167,7 +167,10 @@ class _Progress:
 
 
 class _Stop:
-    """Inside it SIGTERM and SIGINT only leave a note in ``received``; the loop looks between steps."""
+    """Inside it SIGTERM and SIGINT only leave a note in ``received``; the loop looks between steps.
+
+    Where an error is quicker, the signal takes its course after it.
+    """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -186,3 +189,5 @@ class _Stop:
             return
         for number, handler in getattr(self, "_before", {}).items():
             signal.signal(number, handler)
+        if self.received and kind not in (None, Interrupted):
+            signal.raise_signal(self.received)  # or a run short of memory would go on with less

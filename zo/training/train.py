@@ -147,6 +147,7 @@ def _release_memory(device: torch.device) -> None:
     gc.collect()  # the run that did not fit: its last references went with the error
     if device.type == "cuda":
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _train(
