@@ -58,6 +58,7 @@ STATUS = "tests/unit/sweep/test_status.py"
 ARCHIVE = "tests/unit/sweep/test_archive.py"
 PRUNE = ("tests/unit/sweep/test_prune.py",)
 KEPT = ("tests/unit/training/test_kept.py",)
+STARTING_OVER = ("tests/unit/training/test_starting_over.py",)
 FORECAST, PACE = ("tests/unit/planning/test_forecast.py",), ("tests/unit/planning/test_pace.py",)
 MEASURE = ("tests/unit/planning/test_measure.py",)
 FOOTPRINT = ("tests/unit/planning/test_footprint.py", "-k", "job or epoch or ledger")
@@ -434,7 +435,7 @@ MUTANTS = [
     Mutant("final weights of the run before", "training/record.py", "        self.final.unlink(missing_ok=True)\n", "", (METHODS, "-k", "run_before")),
     Mutant("a resumed run holds its checkpoint", "training/train.py", "    return run, logs  #", "    run.held = checkpoint\n    return run, logs  #", (METHODS, "-k", "no_copy_of_its_checkpoint")),
     Mutant("a file system without locks ends in a traceback", "files.py", "if error.errno not in NO_LOCKS:", "if True:", (*RECORD, "-k", "without_locks")),
-    Mutant("kept weights of the run before", "training/train.py", "        files.drop_weights()", "        pass", (*KEPT, "-k", "starts_over")),
+    Mutant("kept weights of the run before", "training/train.py", "        files.drop_result()", "        pass", (*KEPT, "-k", "starts_over")),
     Mutant("places in the order of the flag", "training/probe_run.py", "places = sorted(set(places), key=place_order)", "places = list(places)", (*KEPT, "-k", "order")),
     Mutant("kept weights go before their probe", "sweep/prune.py", 'if kind == "kept":', "if False:", (*KEPT, "-k", "pruning")),
     Mutant("a study's backward_cost unread", "cli/reading.py", "cost = study.workflow.backward_cost if study else 2.0", "cost = 2.0", (*REPORT, "-k", "backward")),
@@ -563,6 +564,18 @@ MUTANTS = [
     Mutant("parameters must be contiguous to be updated", "engine/noise.py", " or not theta.is_contiguous()", "", (*ESTIMATE, "-k", "contiguous")),
     Mutant("a control that blew up flattens the axis", "analysis/figures/panels.py", "high = min(high, ceiling) if np.isfinite(ceiling) else high", "pass", ("tests/unit/analysis/test_plots.py", "-k", "blows_up")),
     Mutant("one loss axis for all models", "analysis/figures/panels.py", "return tuple(cell[axes].astype(str)), find_ceiling(own, theirs[column])", "return (), find_ceiling(runs, rows[column])", ("tests/unit/analysis/test_plots.py", "-k", "blows_up")),
+    # What a second review found.
+    Mutant("old weights go on with another text", "training/train.py", "elif reads_other_text(resolved, checkpoint.state):", "elif False:", (*STARTING_OVER, "-k", "text_changed")),
+    Mutant("the guide's text may change", "training/run.py", "dict.fromkeys([self.data.folder.name, self.guide_data.folder.name])", "[self.data.folder.name]", (*STARTING_OVER, "-k", "text")),
+    Mutant("one text by two paths is two", "training/run.py", "list(dict.fromkeys(wanted.folder_name() for wanted in caches_of(spec)))", "[wanted.folder_name() for wanted in caches_of(spec)]", (*STARTING_OVER, "-k", "is_the_same")),
+    Mutant("an orphan's result of another text", "training/train.py", " or reads_other_text(spec, manifest)", "", (*STARTING_OVER, "-k", "orphan")),
+    Mutant("old weights probed on another text", "training/probe_run.py", "if reads_other_text(spec, manifest):", "if False:", (*STARTING_OVER, "-k", "probed")),
+    Mutant("a curve of other settings published", "training/train.py", "        files.drop_logs()", "        pass", (*STARTING_OVER, "-k", "other_settings")),
+    Mutant("done while it is made again", "training/record.py", "        self.outcome.unlink(missing_ok=True)\n", "", (*STARTING_OVER, "-k", "no_longer_done")),
+    Mutant("half a row published", "training/record.py", 'log[: log.rfind(b"\\n") + 1]', "log", (*RECORD, "-k", "not_published")),
+    Mutant("a signal forgotten for lack of memory", "training/loop.py", "if self.received and kind not in (None, Interrupted):", "if False:", (MEMORY, "-k", "told_to_stop")),
+    Mutant("FO reads a guide's batch", "training/run.py", ' and "bp_interval" in method.uses', "", (METHODS, "-k", "no_guides_batch")),
+    Mutant("TF32 where who calls has it", "training/run.py", '    torch.set_float32_matmul_precision("highest")\n', "", ("tests/unit/training/test_threads.py", "-k", "nvidias")),
     Mutant("the tokenizer told twice", "analysis/stats.py", "if not _comes_with_the_size(runs, axis, axes)]", "]", ("tests/unit/analysis/test_stats.py", "-k", "not_told")),
 ]  # fmt: skip
 
