@@ -58,6 +58,7 @@ STATUS = "tests/unit/sweep/test_status.py"
 ARCHIVE = "tests/unit/sweep/test_archive.py"
 PRUNE = ("tests/unit/sweep/test_prune.py",)
 KEPT = ("tests/unit/training/test_kept.py",)
+STARTING_OVER = ("tests/unit/training/test_starting_over.py",)
 FORECAST, PACE = ("tests/unit/planning/test_forecast.py",), ("tests/unit/planning/test_pace.py",)
 MEASURE = ("tests/unit/planning/test_measure.py",)
 FOOTPRINT = ("tests/unit/planning/test_footprint.py", "-k", "job or epoch or ledger")
@@ -84,24 +85,24 @@ class Mutant(NamedTuple):
 
 
 KEPT_FIRST = """\
-            if logs and ledger.step in run.keep_steps:
-                # Before the checkpoint: a run that goes on from it does not make these weights again.
-                kept = checkpoint_path(make_folder(files.kept), ledger.step)
-                write_checkpoint(kept, run.checkpoint(None))
-            if last or told or ledger.step % spec.checkpoint_interval == 0:
-                ranks.require_same(f"the weights at step {ledger.step}", run.weights_digest)
-                if logs:
-                    save_checkpoint(files.checkpoints, run.checkpoint(logs.lengths()))
+    if logs and ledger.step in run.keep_steps:
+        # Before the checkpoint: a run that goes on from it does not make these weights again.
+        kept = checkpoint_path(make_folder(files.kept), ledger.step)
+        write_checkpoint(kept, run.checkpoint(None))
+    if last or told or ledger.step % spec.checkpoint_interval == 0:
+        run.state.ranks.require_same(f"the weights at step {ledger.step}", run.weights_digest)
+        if logs:
+            save_checkpoint(files.checkpoints, run.checkpoint(logs.lengths()))
 """
 KEPT_LAST = """\
-            if last or told or ledger.step % spec.checkpoint_interval == 0:
-                ranks.require_same(f"the weights at step {ledger.step}", run.weights_digest)
-                if logs:
-                    save_checkpoint(files.checkpoints, run.checkpoint(logs.lengths()))
-            if logs and ledger.step in run.keep_steps:
-                # Before the checkpoint: a run that goes on from it does not make these weights again.
-                kept = checkpoint_path(make_folder(files.kept), ledger.step)
-                write_checkpoint(kept, run.checkpoint(None))
+    if last or told or ledger.step % spec.checkpoint_interval == 0:
+        run.state.ranks.require_same(f"the weights at step {ledger.step}", run.weights_digest)
+        if logs:
+            save_checkpoint(files.checkpoints, run.checkpoint(logs.lengths()))
+    if logs and ledger.step in run.keep_steps:
+        # Before the checkpoint: a run that goes on from it does not make these weights again.
+        kept = checkpoint_path(make_folder(files.kept), ledger.step)
+        write_checkpoint(kept, run.checkpoint(None))
 """
 IN_PLACE = """\
         if members.count == 1:
@@ -433,9 +434,9 @@ MUTANTS = [
     Mutant("an interval that holds 0 leads", "analysis/guards.py", 'return row["mode"] if row["minus_FO_high"] < 0 else None', 'return row["mode"] if row["minus_FO"] < 0 else None', (*GUARDS, "-k", "loses_nothing")),
     Mutant("kept weights lost with a kill", "training/loop.py", KEPT_FIRST, KEPT_LAST, (*KEPT, "-k", "killed")),
     Mutant("final weights of the run before", "training/record.py", "        self.final.unlink(missing_ok=True)\n", "", (METHODS, "-k", "run_before")),
-    Mutant("a resumed run holds its checkpoint", "training/train.py", "    del checkpoint  # it is as large as what is trained\n", "", (METHODS, "-k", "no_copy_of_its_checkpoint")),
+    Mutant("a resumed run holds its checkpoint", "training/train.py", "    return run, logs  #", "    run.held = checkpoint\n    return run, logs  #", (METHODS, "-k", "no_copy_of_its_checkpoint")),
     Mutant("a file system without locks ends in a traceback", "files.py", "if error.errno not in NO_LOCKS:", "if True:", (*RECORD, "-k", "without_locks")),
-    Mutant("kept weights of the run before", "training/train.py", "        files.drop_weights()", "        pass", (*KEPT, "-k", "starts_over")),
+    Mutant("kept weights of the run before", "training/train.py", "        files.drop_result()", "        pass", (*KEPT, "-k", "starts_over")),
     Mutant("places in the order of the flag", "training/probe_run.py", "places = sorted(set(places), key=place_order)", "places = list(places)", (*KEPT, "-k", "order")),
     Mutant("kept weights go before their probe", "sweep/prune.py", 'if kind == "kept":', "if False:", (*KEPT, "-k", "pruning")),
     Mutant("a study's backward_cost unread", "cli/reading.py", "cost = study.workflow.backward_cost if study else 2.0", "cost = 2.0", (*REPORT, "-k", "backward")),
@@ -564,6 +565,21 @@ MUTANTS = [
     Mutant("parameters must be contiguous to be updated", "engine/noise.py", " or not theta.is_contiguous()", "", (*ESTIMATE, "-k", "contiguous")),
     Mutant("a control that blew up flattens the axis", "analysis/figures/panels.py", "high = min(high, ceiling) if np.isfinite(ceiling) else high", "pass", ("tests/unit/analysis/test_plots.py", "-k", "blows_up")),
     Mutant("one loss axis for all models", "analysis/figures/panels.py", "return tuple(cell[axes].astype(str)), find_ceiling(own, theirs[column])", "return (), find_ceiling(runs, rows[column])", ("tests/unit/analysis/test_plots.py", "-k", "blows_up")),
+    # What a second review found.
+    Mutant("old weights go on with another text", "training/train.py", "elif reads_other_text(resolved, checkpoint.state):", "elif False:", (*STARTING_OVER, "-k", "text_changed")),
+    Mutant("the guide's text may change", "training/run.py", "dict.fromkeys([self.data.folder.name, self.guide_data.folder.name])", "[self.data.folder.name]", (*STARTING_OVER, "-k", "text")),
+    Mutant("one text by two paths is two", "training/run.py", "list(dict.fromkeys(wanted.folder_name() for wanted in caches_of(spec)))", "[wanted.folder_name() for wanted in caches_of(spec)]", (*STARTING_OVER, "-k", "is_the_same")),
+    Mutant("an orphan's result of another text", "training/train.py", " or reads_other_text(spec, manifest)", "", (*STARTING_OVER, "-k", "orphan")),
+    Mutant("old weights probed on another text", "training/probe_run.py", "if reads_other_text(spec, manifest):", "if False:", (*STARTING_OVER, "-k", "probed")),
+    Mutant("a curve of other settings published", "training/train.py", "        files.drop_logs()", "        pass", (*STARTING_OVER, "-k", "other_settings")),
+    Mutant("done while it is made again", "training/record.py", "        self.outcome.unlink(missing_ok=True)\n", "", (*STARTING_OVER, "-k", "no_longer_done")),
+    Mutant("another merges.txt, the same tokenizer", "data/tokenizer.py", '".model", ".txt", ', '".model", ', ("tests/unit/data/test_tokenizer.py", "-k", "changed_file")),
+    Mutant("a full disk is a lack of network", "causes.py", "return error.__cause__ is not None and is_machine_failure(error.__cause__)", "return False", ("tests/contract/test_disk.py", "-k", "download")),
+    Mutant("a failing disk is a damaged corpus", "data/textfiles.py", "        if lies_with_machine(error):\n            raise\n", "", ("tests/unit/data/test_corpus.py", "-k", "fails_to_read")),
+    Mutant("half a row published", "training/record.py", 'log[: log.rfind(b"\\n") + 1]', "log", (*RECORD, "-k", "not_published")),
+    Mutant("a signal forgotten for lack of memory", "training/loop.py", "if self.received and kind not in (None, Interrupted):", "if False:", (MEMORY, "-k", "told_to_stop")),
+    Mutant("FO reads a guide's batch", "training/run.py", ' and "bp_interval" in method.uses', "", (METHODS, "-k", "no_guides_batch")),
+    Mutant("TF32 where who calls has it", "training/run.py", '    torch.set_float32_matmul_precision("highest")\n', "", ("tests/unit/training/test_threads.py", "-k", "nvidias")),
     Mutant("the tokenizer told twice", "analysis/stats.py", "if not _comes_with_the_size(runs, axis, axes)]", "]", ("tests/unit/analysis/test_stats.py", "-k", "not_told")),
 ]  # fmt: skip
 

@@ -19,6 +19,7 @@ MEMORY_WORDS = (
     "cannot allocate memory",
     "not enough memory",
     "alloc_failed",
+    "cublas_status_not_initialized",  # a full GPU, at the first product of matrices
     "bad_alloc",
     "failed to map segment",
     "memory allocation still failed",
@@ -48,11 +49,18 @@ def _says_memory(text: str) -> bool:
 
 def is_machine_failure(error: BaseException) -> bool:
     """Whether the disk, the file server, the GPU or another rank failed the run: tomorrow it may not."""
-    if isinstance(error, RankLost):
+    if isinstance(error, UserError):
+        return False
+    if isinstance(error, RankLost) or (isinstance(error, OSError) and error.errno in MACHINE_ERRORS):
         return True
-    if isinstance(error, OSError):
-        return error.errno in MACHINE_ERRORS
-    return type(error).__name__ == "AcceleratorError"  # CUDA's, e.g. a GPU that fell off the bus
+    if type(error).__name__ == "AcceleratorError":  # CUDA's, e.g. a GPU that fell off the bus
+        return True
+    return error.__cause__ is not None and is_machine_failure(error.__cause__)  # `datasets` wraps it
+
+
+def lies_with_machine(error: BaseException) -> bool:
+    """Whether memory or the machine was short of something: then nothing is wrong with what was read."""
+    return is_out_of_memory(error) or is_machine_failure(error)
 
 
 def name_cause(error: BaseException) -> str:

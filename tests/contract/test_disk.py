@@ -1,13 +1,17 @@
 """A disk that is full costs the steps since the last checkpoint and says so in one line."""
 
+import os
 import resource
 import subprocess
 import sys
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 from small_runs import everything, run_zo, small_spec, train_command, write_corpus
 
 from zo.causes import TRY_AGAIN
+from zo.data.corpus import DATASETS
 from zo.training.record import RunFiles
 
 SMALL_DISK = """
@@ -101,6 +105,75 @@ def test_a_results_folder_on_a_full_disk_is_one_line_when_a_sweep_takes_its_lock
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith(f"Error: {tmp_path}/tiny/.lock cannot be held: No space left on device")
+
+
+TINY_DISK = """
+set -e
+mount -t tmpfs -o "$1" none "$2"
+shift 2
+exec "$@"
+"""
+
+
+def run_on_tiny_disk(disk, options, *words, **environment):
+    """`python -m zo` with a small disk mounted at ``disk``: its exit status and its last line."""
+    skip_without_namespaces()
+    disk.mkdir()
+    command = [
+        "unshare",
+        "-rm",
+        "sh",
+        "-c",
+        TINY_DISK,
+        "sh",
+        options,
+        disk,
+        sys.executable,
+        "-m",
+        "zo",
+        *words,
+    ]
+    done = subprocess.run(
+        [*map(str, command)], capture_output=True, text=True, check=False, env=os.environ | environment
+    )
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr.splitlines()[-1]
+
+
+NO_ROOM = "No space left on device"
+
+
+def test_a_cache_that_a_full_disk_has_no_room_for_is_one_line(corpus, tmp_path):
+    words = ["cache", "--dataset", corpus, "--tokenizer", "bytes", "--results", tmp_path / "disk"]
+    status, line = run_on_tiny_disk(tmp_path / "disk", "size=12k", *words)
+    assert (status, line.startswith("zo cache: "), NO_ROOM in line) == (TRY_AGAIN, True, True)
+
+
+def test_a_download_that_a_full_disk_has_no_room_for_is_no_lack_of_network(tmp_path):
+    """`datasets` says no more than that an error occurred."""
+    repo = tmp_path / "hub" / DATASETS["cosmopedia-100k"].repo / "data"
+    repo.mkdir(parents=True)
+    texts = [f"{i} " * 3000 for i in range(40)]
+    parquet.write_table(pyarrow.table({"text": texts}), repo / "train-00000-of-00001.parquet")
+    words = [
+        "cache",
+        "--dataset",
+        "cosmopedia-100k",
+        "--tokenizer",
+        "bytes",
+        "--results",
+        tmp_path / "results",
+    ]
+    places = {"ZO_HUB_ROOT": tmp_path / "hub", "HF_DATASETS_CACHE": tmp_path / "disk"}
+    places = {key: str(path) for key, path in places.items()}
+    status, line = run_on_tiny_disk(tmp_path / "disk", "size=100k", *words, **places)
+    assert (status, line.startswith(f"zo cache: [Errno 28] {NO_ROOM}: make room")) == (TRY_AGAIN, True)
+
+
+def test_a_run_that_a_full_disk_has_no_room_to_begin_is_one_line(corpus, tmp_path):
+    words = train_command(small_spec(corpus, "ZO"), tmp_path / "disk")[3:]
+    status, line = run_on_tiny_disk(tmp_path / "disk", "nr_inodes=3", *words)
+    assert (status, line.startswith("zo train: "), NO_ROOM in line) == (TRY_AGAIN, True, True)
 
 
 def test_a_file_size_limit_is_a_failure_of_the_machine_too(calm, tmp_path):

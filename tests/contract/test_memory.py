@@ -9,13 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_runs import read_rows, run_zo, small_spec, train_command, write_corpus
+import torch
+from small_runs import everything, read_rows, run_zo, small_spec, train_command, write_corpus
 
 from zo.causes import TRY_AGAIN, may_pass
 from zo.errors import UserError
 from zo.training.attempt import Attempt, halve_memory
 from zo.training.record import RunFiles
-from zo.training.train import Run, train
+from zo.training.train import Run, _release_memory, train
 
 LARGE = {"block_size": 256, "validation_block_size": 8, "max_steps": 3, "checkpoint_interval": 1}
 ZO = {"mode": "ZO", "batch_size": 8, "query_budget_q": 8, "parallel_batch_size": 8} | LARGE
@@ -153,6 +154,43 @@ def test_it_goes_on_from_its_checkpoint_and_keeps_the_limit(corpus, tmp_path, mo
     assert caplog.text.count("resumed at step 4") == 2
     assert train(spec, tmp_path).status == "done"
     assert seen[8:] == [(7, 2)]
+
+
+TOLD_AND_SHORT = """
+import os, sys
+from zo.cli import main
+from zo.training.train import Run
+take_step = Run.take_step
+def short_of_memory(run):
+    if run.ledger.step == 5 and run.state.plan.directions_in_flight > 2:
+        os.kill(os.getpid(), int(sys.argv[1]))
+        raise MemoryError
+    return take_step(run)
+Run.take_step = short_of_memory
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
+def test_told_to_stop_in_a_step_that_runs_out_of_memory_it_stops(corpus, tmp_path, number, status):
+    """It would go on with less, and be killed when its time is up."""
+    spec = small_spec(corpus, "ZO", query_budget_q=8)
+    words = [sys.executable, "-c", TOLD_AND_SHORT, str(int(number))]
+    done = subprocess.run(
+        [*words, *train_command(spec, tmp_path / "told")[3:]], capture_output=True, check=False
+    )
+    assert done.returncode == status, done.stderr.decode()
+    for results in (tmp_path / "told", tmp_path / "calm"):
+        assert train(spec, results, threads=1).status == "done"
+    assert everything(tmp_path / "told", spec.name) == everything(tmp_path / "calm", spec.name)
+
+
+def test_after_an_attempt_that_did_not_fit_the_peak_of_memory_is_counted_anew(monkeypatch):
+    counted = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", counted.append)
+    for device in (torch.device("cpu"), torch.device("cuda")):
+        _release_memory(device)
+    assert counted == [torch.device("cuda")]
 
 
 def test_a_hybrids_backprop_goes_in_parts_also_after_a_kill(corpus, tmp_path, monkeypatch):

@@ -544,6 +544,14 @@ def test_a_guides_batch_is_read_where_backprop_reads_it_alone(build, shared, mon
     assert asked == [INTERVAL, 2 * INTERVAL]
 
 
+def test_first_order_reads_no_guides_batch_though_the_study_has_one_for_another_mode(
+    build, shared, monkeypatch
+):
+    run = build("FO", bp_dataset=str(shared / "guide.txt"))
+    monkeypatch.setattr(run.guide_data, "batch", None)
+    run.take_step()
+
+
 @pytest.mark.parametrize("mode", ["Calibrate", "Instruct"])
 def test_backprop_is_used_on_the_interval_and_at_no_other_step(build, mode):
     run = build(mode)

@@ -193,6 +193,7 @@ def test_blocks_longer_than_the_corpus_fail_once_and_say_so(finished):
     assert refused.returncode != 0
     assert "text has" in refused.stdout
     assert "the longest batch needs" in refused.stdout
+    assert refused.stdout.count("Trying to restart job") == 1  # a cache's retries ask for no cause
     assert "rule train" not in refused.stdout
 
 

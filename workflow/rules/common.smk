@@ -89,6 +89,10 @@ def predicted_length(run):
     return 100 * relative_cost(read_spec(run)) / LONGEST
 
 
+RETRIES = STUDY.workflow.retries
+# Inside a cluster's job another Snakemake reads this: it must not try again with the same time and memory.
+RETRIES_HERE = 0 if workflow.remote_exec else RETRIES
+
 PROBED_RUNS = set(STUDY.probed())
 
 

@@ -8,6 +8,7 @@ rule cache:
         f"{RESULTS}/cache/{{cache}}.log",
     # Above every run's: a long run that waits for the second cache must not start after short ones of the first.
     priority: 1000
+    retries: RETRIES_HERE
     conda:
         "../../envs/zo.yaml"
     # Nothing else can run before the cache is there: tokenizing may take the cores. --cores lowers it.

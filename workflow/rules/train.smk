@@ -1,9 +1,5 @@
 # One job a run. A crash costs its own run alone: see zo/training/crash.py and docs/decisions/crashed-runs.md.
 
-RETRIES = STUDY.workflow.retries
-# Inside a cluster's job another Snakemake reads this: it must not try again with the same time and memory.
-RETRIES_HERE = 0 if workflow.remote_exec else RETRIES
-
 
 rule train:
     input:

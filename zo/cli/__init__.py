@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
 
-from zo.causes import TRY_AGAIN, is_out_of_memory
+from zo.causes import TRY_AGAIN, is_out_of_memory, lies_with_machine
 from zo.cli import checking, planning, probing, reading, sweeping, training
 from zo.errors import UserError, suggest, unknown
 
@@ -98,17 +98,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         remedy = "pip install -c envs/pins.txt -e '.[dev]', or take the python of .venv"
         print(f"{name}: {sys.executable} has no package {error.name}: {remedy}", file=sys.stderr)
         return 2
-    except OSError as error:
-        if error.errno not in REFUSED:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in REFUSED:
+            print(f"{name}: {error.filename}: {error.strerror}", file=sys.stderr)
+            return 2
+        if not lies_with_machine(error):
             raise
-        print(f"{name}: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
-    except Exception as error:  # while it was imported, say: no step that could be made smaller
-        if not is_out_of_memory(error):
-            raise
-        line = str(error).strip().split("\n")[-1] or type(error).__name__
-        print(f"{name}: out of memory: {line}: give it more, or run less at once", file=sys.stderr)
+        print(f"{name}: {_describe_shortage(error)}", file=sys.stderr)
         return TRY_AGAIN
+
+
+def _describe_shortage(error: Exception) -> str:
+    """In one line; ``train`` itself makes a step smaller first, or says where its run goes on."""
+    if is_out_of_memory(error):  # while it was imported, say
+        *_, line = [type(error).__name__, *str(error).strip().splitlines()]
+        return f"out of memory: {line}: give it more, or run less at once"
+    line, *_ = [*str(error.__cause__ or error).splitlines(), type(error).__name__]
+    return f"{line}: make room if the disk is full, or try again later"
 
 
 class Parser(argparse.ArgumentParser):

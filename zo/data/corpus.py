@@ -18,6 +18,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
+from zo.causes import lies_with_machine
 from zo.data.textfiles import (
     embedded_version,
     file_documents,
@@ -263,6 +264,8 @@ def _hub_rows(source: Source, config: str | None, split: str) -> Iterator[tuple[
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, ImportError) as error:  # no network, no such revision ...
+        if lies_with_machine(error):
+            raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         reason += ": install the package zstandard" if "zstd" in reason else ""
         raise UserError(

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from zo.causes import lies_with_machine
 from zo.errors import UserError, unknown
 
 TEXT_SUFFIXES = (".txt", ".md")
@@ -127,6 +128,8 @@ def _read_parquet(path: Path, column: str) -> Iterator[tuple[str, str]]:
             for index, text in enumerate(texts):
                 yield f"row {index}", text_of({column: text}, column, f"{where}, row {index}")
     except (pyarrow.ArrowException, OSError) as error:
+        if lies_with_machine(error):
+            raise
         raise UserError(f"{where}: not a readable Parquet file ({error})".replace("\n", " ")) from error
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from zo.causes import is_machine_failure, is_out_of_memory
+from zo.causes import lies_with_machine
 from zo.data.tokenizer import Tokenizer
 from zo.errors import UserError
 
@@ -122,7 +122,7 @@ def open_cache(folder: Path | str) -> TokenCache:
             raise ValueError(f"{wrong[0]}.bin does not hold {sizes[wrong[0]]} bytes")
         return TokenCache(folder, meta)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        if is_out_of_memory(error) or is_machine_failure(error):  # the cache is whole
+        if lies_with_machine(error):  # the cache is whole
             raise
         reason = f"{type(error).__name__}: {error}"
         raise UserError(

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zo.causes import lies_with_machine
 from zo.errors import UserError, unknown
 from zo.sizes import BYTES_VOCABULARY, GPT2_VOCABULARY
 
@@ -24,6 +25,8 @@ END_MARKS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")  # looked
 GPT2_KNOWN = ("Hello world", [15496, 995])
 BPE_DEFAULT_VOCABULARY = 512
 BPE_TRAINING_BYTES = 32 * 2**20  # of the training text's start, as UTF-8: 32 MiB take some ten seconds
+TOKENIZER_SUFFIXES = (".json", ".model", ".txt", ".tiktoken")
+"""Of what `AutoTokenizer` may read in a folder: merges.txt and vocab.txt, say, and no weights."""
 KINDS = ("bpe", "bytes", "gpt2", "owner/name on the hub", "a local tokenizer.json or folder")
 
 
@@ -89,13 +92,18 @@ def check_kind(tokenizer: str) -> None:
 
 
 def tokenizer_identity(tokenizer: str) -> str:
-    """Return what names a tokenizer in a cache's key: of a local one, its files' sha256 as well."""
+    """Return what names a tokenizer in a cache's key: of a local one, its files' names and sha256."""
     path = Path(tokenizer)
     if tokenizer in ("bpe", "bytes", "gpt2") or not path.exists():
         return tokenizer
-    files = sorted(path.glob("*.json")) + sorted(path.glob("*.model")) if path.is_dir() else [path]
-    digest = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files))
-    return f"local {digest.hexdigest()}"
+    if path.is_dir():
+        files = {file.name: file for file in sorted(path.iterdir()) if file.suffix in TOKENIZER_SUFFIXES}
+    else:
+        files = {"": path}  # its name stands in the cache's
+    hasher = hashlib.sha256()
+    for name, file in files.items():
+        hasher.update(name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    return f"local {hasher.hexdigest()}"
 
 
 def make_tokenizer(tokenizer: str, vocab_size: int | None, training_texts: Iterable[str]) -> Tokenizer:
@@ -194,7 +202,7 @@ def _load_named(tokenizer: str) -> Tokenizer:
 
         loaded = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     except Exception as error:  # `tokenizers` raises bare Exception on a malformed file
-        if isinstance(error, UserError):
+        if isinstance(error, UserError) or lies_with_machine(error):
             raise
         raise UserError(
             f"tokenizer {tokenizer!r}: cannot load it: {' '.join(str(error).split())[:300]}"

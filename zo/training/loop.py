@@ -44,47 +44,55 @@ def step_to_end(run: Run, files: RunFiles, logs: Logs | None) -> Outcome:
 
     Every rank does the same; the first alone has ``logs`` and writes.
     """
-    spec, ledger, ranks = run.spec, run.ledger, run.state.ranks
-    if ledger.step == 0:
+    if run.ledger.step == 0:
         val_loss = run.validate()
         if logs:
             logs.write_row(_row(run, None, val_loss))
-    stop = _Stop()
-    started, before = time.perf_counter(), ledger.step
-    silent = not (logs and sys.stderr.isatty())
-    bar = tqdm(total=run.total, initial=ledger.step, unit="step", disable=silent)
-    with stop, bar:
-        while ledger.step < run.total:
+    stop, progress = _Stop(), _Progress(run, shown=logs is not None)
+    with stop, progress.bar:
+        while run.ledger.step < run.total:
             report = run.take_step()
-            outcome = _watch(run, report)
-            last = ledger.step == run.total or outcome is not None
-            told = ranks.agree(stop.received)
-            if logs:
-                logs.write_scalars(ledger.step, _scalars(run, report))
-            measured = last or ledger.step % spec.validation_interval == 0
-            if measured or ledger.step % spec.log_interval == 0:
-                val_loss = run.validate() if measured else None
-                if val_loss is not None and not math.isfinite(val_loss):
-                    outcome = outcome or Outcome("diverged", f"val_loss {val_loss} at step {ledger.step}")
-                if logs:
-                    logs.write_row(_row(run, report, val_loss))
-                    pace = (time.perf_counter() - started) / (ledger.step - before)
-                    _tell(run, report, val_loss, bar, pace)
-            bar.update()
+            told = run.state.ranks.agree(stop.received)  # of the step's own exchange, not of validation's
+            outcome = _log_step(run, report, logs, progress)
+            progress.bar.update()
             if outcome:
                 return outcome
-            if logs and ledger.step in run.keep_steps:
-                # Before the checkpoint: a run that goes on from it does not make these weights again.
-                kept = checkpoint_path(make_folder(files.kept), ledger.step)
-                write_checkpoint(kept, run.checkpoint(None))
-            if last or told or ledger.step % spec.checkpoint_interval == 0:
-                ranks.require_same(f"the weights at step {ledger.step}", run.weights_digest)
-                if logs:
-                    save_checkpoint(files.checkpoints, run.checkpoint(logs.lengths()))
-            if told and not last:
-                log.info("%s: signal %d: stopped at step %d", spec.name, told, ledger.step)
+            _save(run, files, logs, told)
+            if told and run.ledger.step < run.total:
+                log.info("%s: signal %d: stopped at step %d", run.spec.name, told, run.ledger.step)
                 raise Interrupted(128 + told)
     return Outcome("done")
+
+
+def _log_step(run: Run, report: StepReport, logs: Logs | None, progress: "_Progress") -> Outcome | None:
+    """Measure and write down a step, as far as it is due; the outcome if the run has diverged."""
+    spec, step, outcome = run.spec, run.ledger.step, _watch(run, report)
+    if logs:
+        logs.write_scalars(step, _scalars(run, report))
+    measured = outcome or step == run.total or step % spec.validation_interval == 0
+    if not measured and step % spec.log_interval:
+        return None
+    val_loss = run.validate() if measured else None
+    if val_loss is not None and not math.isfinite(val_loss):
+        outcome = outcome or Outcome("diverged", f"val_loss {val_loss} at step {step}")
+    if logs:
+        logs.write_row(_row(run, report, val_loss))
+        progress.tell(report, val_loss)
+    return outcome
+
+
+def _save(run: Run, files: RunFiles, logs: Logs | None, told: int) -> None:
+    """Write the weights that are kept of this step, and the checkpoint that is due or was told for."""
+    spec, ledger = run.spec, run.ledger
+    last = ledger.step == run.total
+    if logs and ledger.step in run.keep_steps:
+        # Before the checkpoint: a run that goes on from it does not make these weights again.
+        kept = checkpoint_path(make_folder(files.kept), ledger.step)
+        write_checkpoint(kept, run.checkpoint(None))
+    if last or told or ledger.step % spec.checkpoint_interval == 0:
+        run.state.ranks.require_same(f"the weights at step {ledger.step}", run.weights_digest)
+        if logs:
+            save_checkpoint(files.checkpoints, run.checkpoint(logs.lengths()))
 
 
 def _watch(run: Run, report: StepReport) -> Outcome | None:
@@ -138,20 +146,31 @@ def _scalars(run: Run, report: StepReport) -> dict[str, Any]:
     return {"learning_rate": run.state.learning_rate} | report.scalars if report.scalars else {}
 
 
-def _tell(run: Run, report: StepReport, val_loss: float | None, bar: tqdm, pace: float) -> None:
-    """Progress for people: in the bar on a terminal, as plain lines with the time left elsewhere."""
-    words = {"loss": f"{report.loss:.4f}"} | ({"val_loss": f"{val_loss:.4f}"} if val_loss is not None else {})
-    if not bar.disable:
-        bar.set_postfix(words)
-        return
-    left = pace * (run.total - run.ledger.step)
-    log.info(
-        "step %d/%d %s left %.0f s", run.ledger.step, run.total, json.dumps(words).replace('"', ""), left
-    )
+class _Progress:
+    """Progress for people: in a bar on a terminal, as plain lines with the time left elsewhere."""
+
+    def __init__(self, run: Run, shown: bool):
+        self._run, self._first, self._started = run, run.ledger.step, time.perf_counter()
+        silent = not (shown and sys.stderr.isatty())
+        self.bar = tqdm(total=run.total, initial=self._first, unit="step", disable=silent)
+
+    def tell(self, report: StepReport, val_loss: float | None) -> None:
+        """Say what the last step's row says."""
+        words = {"loss": f"{report.loss:.4f}"}
+        words |= {"val_loss": f"{val_loss:.4f}"} if val_loss is not None else {}
+        if not self.bar.disable:
+            self.bar.set_postfix(words)
+            return
+        step, total = self._run.ledger.step, self._run.total
+        left = (time.perf_counter() - self._started) / (step - self._first) * (total - step)
+        log.info("step %d/%d %s left %.0f s", step, total, json.dumps(words).replace('"', ""), left)
 
 
 class _Stop:
-    """Inside it SIGTERM and SIGINT only leave a note in ``received``; the loop looks between steps."""
+    """Inside it SIGTERM and SIGINT only leave a note in ``received``; the loop looks between steps.
+
+    Where an error is quicker, the signal takes its course after it.
+    """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -170,3 +189,5 @@ class _Stop:
             return
         for number, handler in getattr(self, "_before", {}).items():
             signal.signal(number, handler)
+        if self.received and kind not in (None, Interrupted):
+            signal.raise_signal(self.received)  # or a run short of memory would go on with less

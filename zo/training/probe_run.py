@@ -25,7 +25,7 @@ from zo.spec import RunSpec
 from zo.training.checkpoint import checkpoint_path, read_checkpoint
 from zo.training.record import RunFiles
 from zo.training.replay import replay
-from zo.training.run import Run, build_run, objective_of, pick_device
+from zo.training.run import Run, build_run, objective_of, pick_device, prepare_torch, reads_other_text
 
 log = logging.getLogger("zo")
 
@@ -53,8 +53,13 @@ def probe_run(
     no other is left.
     """
     spec, files = read_run(folder)
-    if threads:
-        torch.set_num_threads(threads)
+    manifest = read_json(files.folder / "manifest.json")
+    if reads_other_text(spec, manifest):
+        raise UserError(
+            f"{folder}: the corpus or the tokenizer is no longer that of the run, which read the caches "
+            f"{', '.join(manifest['caches'])}: put it back, or make the run again"
+        )
+    prepare_torch(threads)
     for scope in scopes:
         validate_scope(scope, spec.model_size, spec.architecture)
     places = sorted(set(places), key=place_order)

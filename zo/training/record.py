@@ -149,7 +149,7 @@ class RunFiles:
     ) -> None:
         """Publish the log and say how the run ended: ``done``, ``diverged`` or ``crashed``."""
         log = self.live_csv.read_bytes() if self.live_csv.exists() else b""
-        write_aside(self.csv, log)
+        write_aside(self.csv, log[: log.rfind(b"\n") + 1])  # a full disk may have cut the last row
         outcome = {
             "run": self.run,
             "status": status,
@@ -170,8 +170,13 @@ class RunFiles:
     def drop_checkpoints(self) -> None:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
-    def drop_weights(self) -> None:
-        """Delete the final weights, and those of steps between."""
+    def drop_logs(self) -> None:
+        self.live_csv.unlink(missing_ok=True)
+        self.scalars.unlink(missing_ok=True)
+
+    def drop_result(self) -> None:
+        """Delete the outcome, the final weights, and those of steps between."""
+        self.outcome.unlink(missing_ok=True)
         self.final.unlink(missing_ok=True)
         shutil.rmtree(self.kept, ignore_errors=True)
 

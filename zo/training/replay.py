@@ -20,7 +20,7 @@ from zo.methods import METHODS
 from zo.spec import RunSpec
 from zo.step import State, descend, make_directions
 from zo.training.checkpoint import digest, write_tensors
-from zo.training.run import build_state, frozen_digest, pick_device
+from zo.training.run import build_state, frozen_digest, pick_device, prepare_torch
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def replay(
     versions. Raises UserError for a run that has not ended, took backprop steps or whose log is damaged.
     """
     spec, outcome, manifest = _read_run(folder)
-    torch.set_num_threads(threads or manifest["threads"])
+    prepare_torch(threads or manifest["threads"])
     device = _device_of(manifest, device)
     state, named = build_state(spec, manifest["vocab_size"], device, Plan(), outcome["step"])
     if frozen_digest(state.model, named) != manifest["frozen_weights_sha256"]:

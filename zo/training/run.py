@@ -1,6 +1,7 @@
 """One run in memory: its model, optimizers and data, how it steps, and what a checkpoint keeps of it."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from zo.optimizers import build_optimizers, pack_state, unpack_state
 from zo.sizes import parse_scope
 from zo.spec import RunSpec, check_ranks, dataset_spec, guide_dataset_spec
 from zo.step import Phase, State, StepReport
+from zo.study import caches_of
 from zo.training.checkpoint import Checkpoint, digest
 from zo.training.ledger import Ledger, settle
 
@@ -47,6 +49,11 @@ class Run:
     keep_steps: frozenset[int] = frozenset()
     """Steps after which the weights are set aside."""
 
+    @property
+    def caches(self) -> list[str]:
+        """Folders of the token caches that it reads, its own first."""
+        return list(dict.fromkeys([self.data.folder.name, self.guide_data.folder.name]))
+
     def batch(self, data: TokenCache, step: int) -> torch.Tensor:
         """The token blocks of one step, [B, T + 1]: a function of (seed, step)."""
         spec = self.spec
@@ -60,7 +67,8 @@ class Run:
         step, method = self.ledger.step + 1, METHODS[self.spec.mode]
         with self.ledger.timed():
             batch = self.batch(self.data, step)  # inside: what it waits for is the last step's own work
-            guided = self.guide_data is not self.data and method.backward_passes(self.spec, step, self.total)
+            another = self.guide_data is not self.data and "bp_interval" in method.uses  # FO has no guide
+            guided = another and method.backward_passes(self.spec, step, self.total)
             guide = self.batch(self.guide_data, step) if guided else batch
             self.enter(step)
             self.state.step, self.state.learning_rate = step, learning_rate(self.spec, step, self.state.phase)
@@ -105,6 +113,7 @@ class Run:
         tensors |= {f"model.{name}": parameter for name, parameter in self.named}
         state = {
             "spec": self.spec.model_dump(),
+            "caches": self.caches,
             "ledger": self.ledger.as_dict(),
             "optimizers": scalars,
             "log_lengths": lengths,
@@ -168,6 +177,7 @@ def build_run(
         "plan": spec.query_budget_q
         and {"kind": plan.kind, "directions_in_flight": plan.directions_in_flight, "reason": reason},
         "cache": {"folder": data.folder.name} | read_json(data.folder / "timings.json"),
+        "caches": run.caches,
     }
     return run, facts
 
@@ -242,6 +252,15 @@ def _decide_plan(spec: RunSpec, vocab_size: int, device: torch.device, ranks: Ra
     )
 
 
+def reads_other_text(spec: RunSpec, record: Mapping[str, Any]) -> bool:
+    """Whether the corpus or the tokenizer has changed since a checkpoint's state or a manifest was written.
+
+    The spec names both by their paths alone. A record that is older than its key ``caches`` does not tell.
+    """
+    now = list(dict.fromkeys(wanted.folder_name() for wanted in caches_of(spec)))
+    return record.get("caches", now) != now
+
+
 def _open_data(wanted: DatasetSpec, cache_root: Path) -> TokenCache:
     folder = cache_root / wanted.folder_name()
     return open_cache(folder if is_built(folder) else build_cache(wanted, cache_root))
@@ -255,6 +274,16 @@ def objective_of(model: torch.nn.Module, spec: RunSpec):
         return Objective(model, F.cross_entropy, inputs, blocks[:, 1:], PRECISIONS[spec.precision])
 
     return objective
+
+
+def prepare_torch(threads: int | None) -> None:
+    """Set the CPU threads, by default torch's own choice, and have fp32 products computed in fp32.
+
+    TF32, which NVIDIA's containers or who calls us may have set, keeps 10 bits of each factor: finite
+    differences drown in that.
+    """
+    torch.set_num_threads(threads or torch.get_num_threads())
+    torch.set_float32_matmul_precision("highest")
 
 
 def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:

@@ -25,7 +25,7 @@ from zo.training.checkpoint import (
 from zo.training.job import recorded_job
 from zo.training.loop import Outcome, step_to_end
 from zo.training.record import FINISHED, Logs, RunFiles, describe_machine, logs_reach
-from zo.training.run import Run, build_run, pick_device
+from zo.training.run import Run, build_run, pick_device, prepare_torch, reads_other_text
 
 log = logging.getLogger("zo")
 
@@ -74,7 +74,7 @@ def train(
     that is gone.
     """
     files = RunFiles(results, spec.name)
-    torch.set_num_threads(threads or torch.get_num_threads())
+    prepare_torch(threads)
     if not ranks.is_first:
         return _follow(files, pick_device(device, ranks), ranks)
     outcome = _lead(spec, files, device, replace, Keep(keep, frozenset(keep_steps)), retry, ranks)
@@ -147,32 +147,15 @@ def _release_memory(device: torch.device) -> None:
     gc.collect()  # the run that did not fit: its last references went with the error
     if device.type == "cuda":
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _train(
     spec: RunSpec, files: RunFiles, device: torch.device, attempt: Attempt, keep: Keep, ranks: Ranks
 ) -> Outcome:
-    attempt.begin()
-    limits = dict(attempt.limits)
-    accumulation = limits.pop("gradient_accumulation", None)  # in the run's name: its spec must not change
-    spec, checkpoint = _resume(spec.model_copy(update=attempt.plan | limits), files)
-    ranks.broadcast(Orders(spec, accumulation, checkpoint and checkpoint.step))
-    run, facts = build_run(spec, files.results / "cache", device, accumulation, ranks)
+    """From the last checkpoint to the end, and what is left then."""
+    run, logs = _start(spec, files, device, attempt, ranks)
     run.keep_steps = keep.steps
-    attempt.begin(run.state.spec)
-    write_json(files.folder / "spec.json", run.spec.model_dump())
-    facts |= {"out_of_memory": attempt.reductions}
-    facts |= describe_machine(str(device), torch.get_num_threads())
-    write_json(files.folder / "manifest.json", facts)
-    if checkpoint is None:
-        files.drop_weights()  # of a run of this name that had other settings, maybe
-    logs = Logs(files, run.restore(checkpoint) if checkpoint else None)
-    log.info("%s: %s", spec.name, f"resumed at step {run.ledger.step}" if checkpoint else "started")
-    if "learning_rate" not in spec.model_fields_set and METHODS[spec.mode].uses:
-        log.info("learning_rate %g (the default; FO and ZO want rates far apart)", spec.learning_rate)
-    del checkpoint  # it is as large as what is trained
-    if facts["plan"]:
-        log.info("plan: %s, directions in flight %s: %s", *facts["plan"].values())
     try:
         outcome = step_to_end(run, files, logs)
     except FloatingPointError as error:
@@ -183,6 +166,40 @@ def _train(
     files.write_outcome(outcome.status, outcome.reason, run.ledger.step, checksum)
     _keep(run, files, outcome.status, keep.at_end)
     return outcome
+
+
+def _start(
+    spec: RunSpec, files: RunFiles, device: torch.device, attempt: Attempt, ranks: Ranks
+) -> tuple[Run, Logs]:
+    """Build the run as the attempts before left it, tell the other ranks, and say in its files what it is."""
+    attempt.begin()
+    limits = dict(attempt.limits)
+    accumulation = limits.pop("gradient_accumulation", None)  # in the run's name: its spec must not change
+    spec, checkpoint = _resume(spec.model_copy(update=attempt.plan | limits), files)
+    if checkpoint is None and _is_of_another(files, spec):
+        files.drop_logs()  # else a crash before the first row would publish them as this run's
+    ranks.broadcast(Orders(spec, accumulation, checkpoint and checkpoint.step))
+    run, facts = build_run(spec, files.results / "cache", device, accumulation, ranks)
+    attempt.begin(run.state.spec)
+    write_json(files.folder / "spec.json", run.spec.model_dump())
+    facts |= {"out_of_memory": attempt.reductions}
+    facts |= describe_machine(str(device), torch.get_num_threads())
+    write_json(files.folder / "manifest.json", facts)
+    if checkpoint is None:
+        files.drop_result()  # of a run of this name that had other settings, maybe
+    logs = Logs(files, run.restore(checkpoint) if checkpoint else None)
+    _announce(run, facts["plan"])
+    return run, logs  # the checkpoint goes here: it is as large as what is trained
+
+
+def _announce(run: Run, plan: dict | None) -> None:
+    """Say where the run starts, and what was chosen for it."""
+    spec, step = run.spec, run.ledger.step
+    log.info("%s: %s", spec.name, f"resumed at step {step}" if step else "started")
+    if "learning_rate" not in spec.model_fields_set and METHODS[spec.mode].uses:
+        log.info("learning_rate %g (the default; FO and ZO want rates far apart)", spec.learning_rate)
+    if plan:
+        log.info("plan: %s, directions in flight %s: %s", *plan.values())
 
 
 def _keep(run: Run, files: RunFiles, status: str, keep: str) -> None:
@@ -201,11 +218,15 @@ def _keep(run: Run, files: RunFiles, status: str, keep: str) -> None:
 def _ended_meanwhile(before: dict, spec: RunSpec, files: RunFiles) -> Outcome | None:
     """How another process ended this run while we waited: the job of a killed Snakemake lives on."""
     now = read_json(files.outcome)
-    if now == before or now["status"] not in FINISHED:
-        return None
-    if find_other_setting(spec, read_json(files.folder / "spec.json")):
+    if now == before or now.get("status") not in FINISHED or _is_of_another(files, spec):
         return None
     return Outcome(now["status"], now["reason"])
+
+
+def _is_of_another(files: RunFiles, spec: RunSpec) -> bool:
+    """Whether what lies here is of a run of this name that had another setting, or read another text."""
+    stored, manifest = (read_json(files.folder / name) for name in ("spec.json", "manifest.json"))
+    return find_other_setting(spec, stored) is not None or reads_other_text(spec, manifest)
 
 
 def _refuse_other_settings(spec: RunSpec, files: RunFiles) -> None:
@@ -239,6 +260,8 @@ def _resume(spec: RunSpec, files: RunFiles) -> tuple[RunSpec, Checkpoint | None]
     resolved = spec.model_copy(update=plan)
     if resolved != then.model_copy(update=plan):
         reason = "settings changed"
+    elif reads_other_text(resolved, checkpoint.state):
+        reason = "the corpus or the tokenizer changed"
     elif not logs_reach(files, checkpoint.state["log_lengths"]):
         reason = "the run's logs are gone"
     else:

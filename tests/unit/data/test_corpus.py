@@ -1,5 +1,6 @@
 """Corpora: every hub name's real layout, local files, the embedded ones, and what is held out."""
 
+import errno
 import gzip
 import importlib.util
 import json
@@ -247,6 +248,18 @@ def test_a_hub_repository_that_cannot_be_read_is_one_line_naming_it(tmp_path, mo
     monkeypatch.setenv("ZO_HUB_ROOT", str(tmp_path))
     with pytest.raises(UserError, match=r"^dataset 'tinystories': cannot read roneneldan/TinyStories.*$"):
         split(find_source("tinystories"))
+
+
+def test_a_parquet_file_that_a_disk_fails_to_read_is_not_called_damaged(tmp_path, monkeypatch):
+    path = tmp_path / "text.parquet"
+    write_rows(path, [{"text": "p"}])
+
+    def fail(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        list(find_source(str(path)).split_documents())
 
 
 def test_wikitext_rows_are_joined_into_articles_at_single_equals_headings():

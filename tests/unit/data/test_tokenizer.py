@@ -92,6 +92,26 @@ def test_truncation_and_begin_marks_of_a_tokenizer_json_are_not_applied(tmp_path
     ]
 
 
+def test_a_changed_file_of_a_local_tokenizer_is_another_tokenizer(tmp_path):
+    """AutoTokenizer makes one of vocab.json and merges.txt: other merges, other tokens, another cache."""
+    vocabulary = {mark: i for i, mark in enumerate([*"Helowrd", "Ġ", "He", "lo", END_OF_TEXT])}
+    config = {"tokenizer_class": "GPT2Tokenizer"} | dict.fromkeys(
+        ("eos_token", "unk_token", "bos_token"), END_OF_TEXT
+    )
+    texts = {"vocab.json": vocabulary, "config.json": {"model_type": "gpt2"}, "tokenizer_config.json": config}
+    for name, content in texts.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    encoded, identities = [], []
+    for merge in ("H e", "l o"):
+        (tmp_path / "merges.txt").write_text(f"#version: 0.2\n{merge}\n")
+        encoded.append(make_tokenizer(str(tmp_path), None, []).encode_batch(["Hello"])[0])
+        identities.append(tokenizer_identity(str(tmp_path)))
+    assert encoded[0] != encoded[1]
+    assert identities[0] != identities[1]
+    (tmp_path / "merges.txt").rename(tmp_path / "vocab.txt")
+    assert tokenizer_identity(str(tmp_path)) not in identities
+
+
 def test_an_empty_tokenizer_is_an_error(tmp_path):
     from tokenizers import Tokenizer as Backend
     from tokenizers import models

@@ -381,6 +381,12 @@ def test_what_kept_a_library_from_loading_is_the_reason_and_a_users_mistake_neve
     assert not is_out_of_memory(refused)
 
 
+def test_a_gpu_too_full_for_cublas_to_start_is_out_of_memory():
+    words = "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"
+    assert is_out_of_memory(RuntimeError(words))
+    assert not is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"))
+
+
 @pytest.mark.parametrize("status", [1, TRY_AGAIN])
 def test_a_crash_outside_the_grid_is_never_recorded_for_no_summary_would_list_it(status, files):
     assert handle_crash(files.results, RUN, status, last_attempt=True, record=False) == status
@@ -393,6 +399,15 @@ def test_half_a_row_at_the_end_of_the_log_is_not_taken_for_a_step(files):
         log.write("2026-01-01T00:00:00+00:00,0.5,1")  # of 130
     handle_crash(files.results, RUN, 1, last_attempt=True)
     assert read_json(files.folder / "outcome.json")["step"] == 120
+
+
+def test_half_a_row_at_the_end_of_the_log_is_not_published(files):
+    """A full disk takes the first half of a row, and then refuses."""
+    write_steps(files, [0, 120])
+    whole = files.live_csv.read_bytes()
+    files.live_csv.write_bytes(whole + b"2026-01-01T00:00:00+00:00,0.5,1")
+    files.write_outcome("crashed", "exit status 75: No space left on device", step=120)
+    assert files.csv.read_bytes() == whole
 
 
 def test_a_log_that_is_no_utf8_still_gives_a_reason(files):

@@ -1,4 +1,4 @@
-"""A job keeps to its threads and its compile caches to itself: a training process, watched from outside."""
+"""What a job asks of torch and the machine: its threads, fp32 as fp32, compile caches of its own."""
 
 import os
 import subprocess
@@ -50,6 +50,34 @@ def test_a_real_job_keeps_as_many_threads_busy_as_it_was_given(threads, tmp_path
     busy = [thread for thread, time in gained.items() if time > max(gained.values()) / 5]
     assert len(busy) == threads, gained
     assert (tmp_path / "results" / "csv_logs" / f"{RUN}.csv").is_file()
+
+
+PRECISION = """
+import sys, torch
+from zo.cli import main
+before = torch.get_float32_matmul_precision()
+main(sys.argv[1:])
+print(before, torch.get_float32_matmul_precision())
+"""
+
+
+def read_precision(folder, *words):
+    """Of fp32 products in a process, before and after a command, where NVIDIA's containers ask for TF32."""
+    asked = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
+    ran = [sys.executable, "-c", PRECISION, *words]
+    done = subprocess.run(ran, cwd=folder, env=asked, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1].split()
+
+
+def test_fp32_products_are_computed_in_fp32_also_in_nvidias_containers(tmp_path):
+    """Of a run, its replay and its probe: TF32 would leave 10 bits of what ZO takes differences of."""
+    run = f"results/runs/{RUN}"
+    commands = [
+        command(tmp_path, 1, steps=1),
+        ["replay", run],
+        ["probe", run, "--queries", "1", "--batches", "1"],
+    ]
+    assert [read_precision(tmp_path, *words) for words in commands] == [["high", "highest"]] * 3
 
 
 def test_every_job_compiles_into_its_own_folder(tmp_path, monkeypatch):
