@@ -71,6 +71,7 @@ RESUME = (METHODS, "-k", "crashed and ZO")
 MISTAKES = "tests/unit/cli/test_mistakes.py"
 SUMMARY = "tests/unit/analysis/test_summary.py"
 DATASET = "tests/unit/data/test_dataset.py"
+BENCH = "tests/unit/bench/test_bench.py"
 
 
 class Mutant(NamedTuple):
@@ -493,6 +494,13 @@ MUTANTS = [
     Mutant("gradients weighed as if shares were equal", "engine/replica.py", "(scale * weight * self._ranks.count)", "(scale / len(parts))", RANK_RUNS),
     Mutant("ranks resumed from the beginning", "training/train.py", "if orders.step is not None:", "if False:", (RANKS, "-k", "goes_on_with_other_numbers")),
     Mutant("no sign of life looked for", "distributed/heartbeat.py", "if now - self._heard > self._patience:", "if False:", (RANKS, "-k", "hung", "-m", "slow")),
+    Mutant("a rank's current GPU is the first", "training/run.py", "        torch.cuda.set_device(device)\n", "        pass\n", (BENCH, "-k", "gpu_of_its_own")),
+    # The benchmark.
+    Mutant("all ranks timed on one GPU", "bench/ranks.py", "Workbench(setting, ranks)", "Workbench(setting)", (BENCH, "-k", "gpu_of_its_own")),
+    Mutant("losses of all of inference's members at once", "bench/contenders.py", ".losses(rows)", ".losses()", (BENCH, "-k", "rows_at_once")),
+    Mutant("MeZO's buffer counted as inference's", "bench/mezo.py", "self._buffer = Scratch()", "self._buffer = Scratch(); self._buffer.take(parameters[0].shape, parameters[0])", (BENCH, "-k", "buffer")),
+    Mutant("times lost with the memory column", "bench/timing.py", "    _present(setting, records, out)\n    if chunks", "    if chunks", (BENCH, "-k", "shown_and_saved")),
+    Mutant("a turn's first step counts on a GPU", "bench/timing.py", "        bench.time(contender.step)\n", "", (BENCH, "-k", "first_step")),
     Mutant("a further grid keeps the study's length too", "study.py", "if any(key in grid for key in LENGTHS):", "if False:", STUDY),
     Mutant("of two specs of a name the first is taken", "study.py", "if runs.setdefault(spec.name, spec) != spec:", "if runs.setdefault(spec.name, spec) is None:", STUDY),
     Mutant("runs outside the grids take the last one's settings", "study.py", "study = Study(workflow, runs, _common_settings(config))", "study = Study(workflow, runs, _common_settings(grid))", STUDY),

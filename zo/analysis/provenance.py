@@ -41,7 +41,8 @@ def list_machines(logs: Logs) -> list[Fact]:
     found = []
     for manifest in filter(None, manifests):
         versions = {f"version of {name}": value for name, value in manifest.get("versions", {}).items()}
-        found.append({name: manifest.get(name) for name in MACHINE} | versions)
+        gpu = {f"GPU's {name}": value for name, value in (manifest.get("gpu") or {}).items()}
+        found.append({name: manifest.get(name) for name in MACHINE} | gpu | versions)
     return _gather(found)
 
 

@@ -5,20 +5,23 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from zo.bench.mezo import TunedMezo, step_as_published
-from zo.distributed.ranks import ALONE
+from zo.distributed.ranks import ALONE, Ranks
 from zo.engine.estimate import estimate_gradient
 from zo.engine.noise import make_noise
 from zo.engine.objective import Objective
 from zo.engine.plan import MOST_IN_FLIGHT, Plan, decide_plan, free_memory
+from zo.engine.scratch import Scratch
 from zo.models import build_model
 from zo.sizes import GPT2_VOCABULARY
 from zo.spec import RunSpec
+from zo.training.ledger import settle
 from zo.training.run import build_run, pick_device
 
 EPSILON, LEARNING_RATE = 1e-3, 1e-6
@@ -67,18 +70,23 @@ class Contender:
 
     name: str
     q: int
-    step: Callable[[], object]
+    make: Callable[[], Callable[[], object]]
+    """Its step, which may take a model of its own: of many contenders one may be all that is measured."""
     forwards: float
     """That one direction needs at least; 0 for what evaluates none."""
     members: int = 1
     """In flight at once: what its memory is compared with."""
 
+    @cached_property
+    def step(self) -> Callable[[], object]:
+        return self.make()
+
 
 class Workbench:
-    """A model, a batch, and every contender on them."""
+    """A model, a batch, and every contender on them; each rank has its own."""
 
-    def __init__(self, setting: Setting):
-        self.setting, self.device = setting, pick_device(setting.device)
+    def __init__(self, setting: Setting, ranks: Ranks = ALONE):
+        self.setting, self.device = setting, pick_device(setting.device, ranks)
         torch.set_num_threads(setting.threads)
         s = setting
         self.model = build_model(
@@ -96,16 +104,16 @@ class Workbench:
         return Objective(self.model, F.cross_entropy, {"input_ids": blocks[:, :-1]}, blocks[:, 1:])
 
     def infer(self, repeats: int = 1) -> torch.Tensor:
-        """One forward pass and its loss, nothing else."""
+        """One forward pass and its losses, taken member by member as in ours, nothing else."""
+        rows = torch.arange(repeats * self.setting.batch_size, device=self.device).view(repeats, -1)
         with torch.no_grad():
-            return self.objective(repeats).losses()
+            return self.objective(repeats).losses(rows)
 
     def time(self, step: Callable[[], object]) -> float:
         """Seconds that a step takes, its last kernel included."""
         start = time.perf_counter()
         step()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        settle(self.device)
         return time.perf_counter() - start
 
     def contenders(self, queries: list[int]) -> list[Contender]:
@@ -114,15 +122,15 @@ class Workbench:
 
     def baselines(self) -> Iterator[Contender]:
         """Inference, an FO step, MeZO, and a noise pass of each dense family."""
-        yield Contender("inference", 1, self.infer, 1)
+        yield Contender("inference", 1, lambda: self.infer, 1)
         for n in BATCH_FACTORS[1:]:
-            yield Contender(f"inference x{n}", n, lambda n=n: self.infer(n), 1, members=n)
-        yield Contender("fo", 1, self.step_fo, 1)
-        yield Contender("mezo", 1, self.step_mezo, 2)
+            yield Contender(f"inference x{n}", n, lambda n=n: partial(self.infer, n), 1, members=n)
+        yield Contender("fo", 1, lambda: self.step_fo, 1)
+        yield Contender("mezo", 1, lambda: self.step_mezo, 2)
         for name, keyed in (("mezo-tuned", False), ("mezo-tuned-philox", True)):
-            yield Contender(name, 1, self.tuned_mezo(keyed), 2)
+            yield Contender(name, 1, partial(self.tuned_mezo, keyed), 2)
         for family in DENSE:
-            yield Contender(f"noise-{family}", 1, self.noise_pass(family), 0)
+            yield Contender(f"noise-{family}", 1, partial(self.noise_pass, family), 0)
 
     def ours(self, q: int) -> Iterator[Contender]:
         """Every family and plan at one q, and the real trainer's step."""
@@ -133,7 +141,7 @@ class Workbench:
         if q > 1 and self.setting.batch_size % q == 0:
             yield self.zo("lowrank-sharded", q, "lowrank", Plan("parallel", q), sharded=True)
         if self.setting.dtype == "fp32":
-            yield self.train_loop(q)
+            yield Contender("train-loop", q, partial(self.train_loop, q), 2)
 
     def chunks(self, q: int) -> Iterator[Contender]:
         """The parallel plan with 1, 2, 4 ... directions in flight: which one ``auto`` should choose."""
@@ -171,7 +179,7 @@ class Workbench:
         signs = 2 if sides == "two" else 1
         forwards = 2 if sharded else q * 2 if sides == "two" else q + 1
         members = 1 if plan.kind == "sequential" else min(q, plan.directions_in_flight) * signs
-        return Contender(name, q, step, forwards / q, members=2 if sharded else members)
+        return Contender(name, q, lambda: step, forwards / q, members=2 if sharded else members)
 
     def step_fo(self) -> None:
         """Backprop and plain SGD."""
@@ -202,19 +210,18 @@ class Workbench:
 
     def noise_pass(self, family: str) -> Callable[[], None]:
         """The noise of one direction at every parameter, once."""
-        largest = max(self.parameters, key=torch.Tensor.numel)
-        buffer = torch.empty(largest.numel(), device=self.device)
+        scratch, like = Scratch(), torch.empty(0, device=self.device)
 
         def step():
             self.seed += 1
             noise = make_noise(family, self.seed, 1)
             for index, parameter in enumerate(self.parameters):
-                noise.fill_(buffer[: parameter.numel()].view(parameter.shape), 0, index)
+                noise.fill_(scratch.take(parameter.shape, like), 0, index)
 
         return step
 
-    def train_loop(self, q: int) -> Contender:
+    def train_loop(self, q: int) -> Callable[[], object]:
         """The real trainer's step for the low-rank cell: batch, schedule, ledger and all."""
         cache = Path(tempfile.gettempdir()) / f"zo-bench-cache-{os.getuid()}"  # /tmp is every user's
         run, _ = build_run(self.setting.run_spec(q), cache, self.device)
-        return Contender("train-loop", q, run.take_step, 2)
+        return run.take_step

@@ -20,12 +20,13 @@ from zo.sizes import SIZES
 from zo.training.ledger import peak_memory_mb
 
 MEMORY_Q = 2
+MEASURED = ("loaded", "extra", "peak", "seconds")
 STEPS = 2
 """Before a peak is read: what is made once exists, what is freed has been freed."""
 
 
-def extra_memory(setting: Setting, contender: Contender) -> float:
-    """MiB that a contender takes above inference with as many tokens in flight."""
+def extra_memory(setting: Setting, contender: Contender) -> float | None:
+    """MiB that a contender takes above inference with as many tokens in flight; None if it failed."""
     task = {"name": contender.name, "q": contender.q, "members": contender.members}
     return _measure_in_child(setting, task)["extra"]
 
@@ -35,11 +36,7 @@ def run_memory_bench(setting: Setting, sizes: list[str], out: Path | None) -> No
     records = []
     for size in sizes:
         for name in MEMORY_STEPS:
-            task = {"memory": name, "members": 1}
-            try:
-                found = _measure_in_child(replace(setting, model_size=size), task)
-            except subprocess.CalledProcessError:
-                found = dict.fromkeys(("loaded", "extra", "peak", "seconds"))
+            found = _measure_in_child(replace(setting, model_size=size), {"memory": name})
             records.append({"model_size": size, "name": name} | found)
             Console(stderr=True).print(size, name, found, highlight=False)
     _print_peaks(setting, records)
@@ -91,7 +88,7 @@ def _print_peaks(setting: Setting, records: list[dict]) -> None:
     for head in ("size", "step", *heads):
         table.add_column(head, justify="right")
     for r in records:
-        cells = ["did not fit" if r[key] is None else f"{r[key]:.0f}" for key in ("loaded", "extra", "peak")]
+        cells = ["not measured" if r[key] is None else f"{r[key]:.0f}" for key in ("loaded", "extra", "peak")]
         fo = next(o for o in records if (o["model_size"], o["name"]) == (r["model_size"], "fo-sgd"))
         less = f"{fo['extra'] / r['extra']:.1f}" if fo["extra"] and r["extra"] else ""
         seconds = "" if r["seconds"] is None else f"{r['seconds']:.2f}"
@@ -103,10 +100,17 @@ def _print_peaks(setting: Setting, records: list[dict]) -> None:
 # -- in the child -----------------------------------------------------------------------------------
 
 
-def _measure_in_child(setting: Setting, task: dict) -> dict[str, float]:
+def _measure_in_child(setting: Setting, task: dict) -> dict[str, float | None]:
+    """What a fresh process finds; all None, and a line on stderr that says why, where it fails."""
     command = [sys.executable, "-m", "zo.bench.memory", json.dumps(task | {"setting": asdict(setting)})]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode == 0:
+        return json.loads(done.stdout.splitlines()[-1])
+    words = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+    reason = words[-1] if done.returncode > 0 else f"killed by signal {-done.returncode}"
+    step = task.get("memory") or f"{task['name']} at q = {task['q']}"
+    print(f"{setting.model_size} {step}: memory not measured: {reason}", file=sys.stderr)
+    return dict.fromkeys(MEASURED)
 
 
 def _measure(task: dict) -> dict[str, float]:

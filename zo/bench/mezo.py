@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from zo.engine.noise import Noise
+from zo.engine.scratch import Scratch
 
 
 @torch.no_grad()
@@ -42,9 +43,8 @@ class TunedMezo:
 
     def __init__(self, parameters: Sequence[torch.Tensor], keyed: bool = False):
         self._parameters, self._keyed = parameters, keyed
-        largest = max(parameters, key=torch.Tensor.numel)
-        self._buffer = torch.empty(largest.numel(), dtype=largest.dtype, device=largest.device)
-        self._generator = torch.Generator(largest.device)
+        self._buffer = Scratch()  # grows in the first step: of its memory, not of what was there before
+        self._generator = torch.Generator(parameters[0].device)
 
     @torch.no_grad()
     def step(self, loss: Callable[[], torch.Tensor], epsilon: float, lr: float, seed: int) -> float:
@@ -64,5 +64,5 @@ class TunedMezo:
             return
         self._generator.manual_seed(seed)
         for parameter in self._parameters:
-            z = self._buffer[: parameter.numel()].view(parameter.shape)
+            z = self._buffer.take(parameter.shape, parameter)
             parameter.add_(z.normal_(generator=self._generator), alpha=scale)

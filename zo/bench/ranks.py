@@ -8,7 +8,6 @@ import json
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -68,7 +67,7 @@ def run_ranks_bench(setting: Setting, count: int, queries: list[int], rounds: in
 
 def _measure_all(task: dict, ranks: Ranks) -> None:
     setting = Setting(**task["setting"])
-    bench = Workbench(setting)
+    bench = Workbench(setting, ranks)
     cells = [(family, q) for q in task["queries"] for family in FAMILIES]
     found = [_measure(bench, family, q, task["rounds"], ranks) for family, q in cells]
     if ranks.is_first:
@@ -93,7 +92,7 @@ def _measure(bench: Workbench, family: str, q: int, rounds: int, ranks: Ranks) -
     times = {name: [] for name in parts}
     for _ in range(rounds):
         for name, part in parts.items():
-            times[name].append(_time(part, ranks))
+            times[name].append(_time(part, bench, ranks))
     ratios = [one / all_ for one, all_ in zip(times["alone"], times["together"], strict=True)]
     fastest = {name: min(seconds) for name, seconds in times.items()}
     middle = statistics.median(ratios)
@@ -106,19 +105,12 @@ def _exchange(ranks: Ranks, q: int) -> None:
     ranks.share_out(q, 2, lambda own: torch.zeros(len(own), 2, dtype=torch.float64))
 
 
-def _time(step: Callable[[], object], ranks: Ranks) -> float:
+def _time(step: Callable[[], object], bench: Workbench, ranks: Ranks) -> float:
     """Seconds of a step on the first rank, all starting together; the first call only warms up."""
-    step()
+    bench.time(step)
     _exchange(ranks, 1)
-    start = time.perf_counter()
-    step()
-    repeats = ranks.broadcast(int(LEAST_SECONDS / (time.perf_counter() - start)) + 1)
-    start = time.perf_counter()
-    for _ in range(repeats):
-        step()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    seconds = (time.perf_counter() - start) / repeats
+    repeats = ranks.broadcast(int(LEAST_SECONDS / bench.time(step)) + 1)
+    seconds = bench.time(lambda: [step() for _ in range(repeats)]) / repeats
     _exchange(ranks, 1)  # whoever has nothing to do waits here, asleep
     return seconds
 

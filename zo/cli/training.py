@@ -139,16 +139,18 @@ def _train_here(spec, options, place) -> int:
 
 
 def _warn_of_lost_gpus(run: str, results: Path) -> None:
-    """Say, in the sweep's log too, that a run which was given GPUs takes the CPU: it is slower by orders."""
+    """Say, in the sweep's log too, that a run beside GPUs takes the CPU: it is slower by orders."""
     import torch
 
     from zo.sweep.gpus import visible_gpus
     from zo.training.job import append_event
 
-    given = visible_gpus() if "CUDA_VISIBLE_DEVICES" in os.environ else []
-    if given and not torch.cuda.is_available():
+    if torch.cuda.is_available():
+        return
+    if gpus := visible_gpus():
+        found = "given" if "CUDA_VISIBLE_DEVICES" in os.environ else "listed by nvidia-smi"
         build = f"torch {torch.__version__} (CUDA build {torch.version.cuda})"
-        text = f"{run}: GPU {','.join(given)} is given, but {build} sees none: it runs on the CPU"
+        text = f"{run}: GPU {','.join(gpus)} is {found}, but {build} sees none: it runs on the CPU"
         log.warning("%s", text)
         append_event(results, f"warning: {text}")
 

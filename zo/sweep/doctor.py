@@ -37,8 +37,7 @@ def examine(dataset: str | None = None, study_file: Path | None = None) -> int:
     study = read_study(study_file) if study_file else None
     print(f"python     {platform.python_version()} at {sys.executable}")
     print(f"machine    {platform.node()}, {platform.platform()}")
-    missing = [*_print_packages(), *_print_resources()]
-    _print_devices()
+    missing = [*_print_packages(), *_print_resources(), *_print_devices()]
     for tool, use in TOOLS.items():
         print(f"{tool:<10} {shutil.which(tool) or f'not found ({use})'}")
     if source:
@@ -83,17 +82,32 @@ def _print_resources() -> list[str]:
     ]
 
 
-def _print_devices() -> None:
+def _print_devices() -> list[str]:
+    """Print what torch is and which GPUs there are; the GPUs as missing where torch sees none of them."""
     import torch
 
+    listed = visible_gpus()
     print(
         f"torch      {torch.__version__}, {torch.get_num_threads()} threads, CUDA build {torch.version.cuda}"
     )
-    print(f"gpus       {', '.join(visible_gpus()) or 'none: runs use the CPU'}")
+    print(f"gpus       {', '.join(listed) or 'none: runs use the CPU'}")
+    if not torch.cuda.is_available():  # torch counts GPUs, too, that its driver is too old for
+        count = f"{len(listed)} GPU{'s'[: len(listed) > 1]}"
+        return [f"torch {torch.__version__} sees none of the {count}: {_why_unseen()}"] if listed else []
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)
         print(f"gpu {index}      {device.name}, {free / 2**30:.1f} GiB free of {total / 2**30:.1f}")
+    return []
+
+
+def _why_unseen() -> str:
+    """What keeps torch from seeing GPUs, and what to do."""
+    import torch
+
+    if torch.version.cuda is None:
+        return "a build for CPUs: pip install --force-reinstall -c envs/pins.txt torch (PyPI's is for CUDA)"
+    return f"its CUDA {torch.version.cuda} asks for a newer driver, or no such GPU is here: see nvidia-smi"
 
 
 def _print_preflight(study: Study) -> list[str]:

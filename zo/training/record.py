@@ -254,8 +254,28 @@ def describe_machine(device: str, threads: int) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "device": device,
+        "gpu": _describe_gpu(device) if device.startswith("cuda") else None,
         "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "threads": threads,
+    }
+
+
+DRIVER = Path("/sys/module/nvidia/version")
+
+
+def _describe_gpu(device: str) -> dict[str, Any]:
+    """What its noise depends on: torch deals the numbers of a large tensor out to as many threads as fit.
+
+    A part of a GPU (MIG) has fewer multiprocessors than the whole.
+    """
+    import torch
+
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "name": properties.name,
+        "multiprocessors": properties.multi_processor_count,
+        "cuda": torch.version.cuda,
+        "driver": DRIVER.read_text().strip() if DRIVER.exists() else None,
     }
 
 

@@ -289,7 +289,8 @@ def prepare_torch(threads: int | None) -> None:
 def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     """``auto`` is the GPU that is visible, if any. Raises UserError for one that isn't there.
 
-    Several ranks of a machine take the visible GPUs in turn; where each was given its own, that is its only.
+    Several ranks of a machine take the visible GPUs in turn, each as its current one; where each was given
+    its own, that is its only.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -305,6 +306,8 @@ def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
         raise UserError(f"device: {name!r} is asked for, but torch {torch.__version__} sees no GPU")
     if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
         raise UserError(f"device: {name!r} is asked for, but torch sees {count} GPUs, from cuda:0")
+    if device.type == "cuda" and ranks.count > 1:  # else what names no GPU, pinned memory too, holds cuda:0
+        torch.cuda.set_device(device)
     return device
 
 

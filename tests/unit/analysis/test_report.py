@@ -57,6 +57,7 @@ def folder(tmp_path_factory):
     run = "ZO_full_bs4_q8_lr1e-03"
     write_beside(folder, run, "spec.json", json.loads(spec.to_json()))
     manifest = {"commit": "abc-dirty", "threads": 3, "host": "a-host", "versions": {"torch": "2.13.0"}}
+    manifest["gpu"] = {"name": "an H100", "multiprocessors": 132}
     write_beside(folder, run, "manifest.json", manifest)
     write_crash(folder, "ZO_full_bs4_q8_lr3e-02", ["last words " + EVIL], reason=EVIL)
     write_probe(folder, run)
@@ -129,7 +130,7 @@ def test_what_runs_wrote_cannot_become_markup(text):
 
 def test_settings_versions_hardware_and_commit_are_there(text):
     section = text[text.index('<section id="settings"') :]
-    for words in ("abc-dirty", "a-host", "2.13.0", "vocab_size", "validation_interval"):
+    for words in ("abc-dirty", "a-host", "an H100", "2.13.0", "vocab_size", "validation_interval"):
         assert words in section
 
 

@@ -2,17 +2,24 @@
 
 import json
 import os
+import sys
 import tempfile
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
+import torch.nn.functional as F
 from small_runs import run_zo
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from zo.bench.contenders import FAMILIES, Setting, Workbench
 from zo.bench.memory import _measure_in_child, extra_memory
-from zo.bench.timing import STEPLESS, Record, measure, print_table
+from zo.bench.ranks import _measure_all
+from zo.bench.timing import GPU_SAMPLES, STEPLESS, Record, measure, print_table, run_bench, take_turn
 from zo.cli import main
+from zo.distributed.ranks import Ranks
 
 TINY = Setting(model_size="100k", vocab_size=512, batch_size=4, block_size=16, threads=1)
 NAMES = {"inference", "inference-best", "fo", "mezo", "mezo-tuned", "mezo-tuned-philox"}
@@ -52,10 +59,12 @@ def test_the_ratios_follow_from_the_seconds(records):
     assert four.step_over_q1 == pytest.approx(4 * four.seconds_per_direction / one.seconds_per_direction)
 
 
-def test_the_benchs_cache_is_its_users_own(tmp_path, monkeypatch):
+def test_the_benchs_cache_is_its_users_own_and_no_contender_is_made_before_its_turn(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    Workbench(TINY).train_loop(1)
-    assert [path.name for path in tmp_path.iterdir()] == [f"zo-bench-cache-{os.getuid()}"]
+    (loop,) = (c for c in Workbench(TINY).contenders([1]) if c.name == "train-loop")
+    assert list(tmp_path.glob("zo-*")) == []
+    loop.step()
+    assert [path.name for path in tmp_path.glob("zo-*")] == [f"zo-bench-cache-{os.getuid()}"]
 
 
 def test_a_table_has_a_row_for_each_record(capsys):
@@ -63,6 +72,103 @@ def test_a_table_has_a_row_for_each_record(capsys):
     out = capsys.readouterr().out
     assert "inference" in out
     assert "1500.0" in out
+
+
+def test_losses_of_inference_are_taken_of_as_many_rows_at_once_as_ours(monkeypatch):
+    """A softmax of all members together is memory that no step of ours needs."""
+    rows = []
+
+    def record(logits, labels):
+        rows.append(len(logits))
+        return F.cross_entropy(logits, labels)
+
+    monkeypatch.setattr("zo.bench.contenders.F", SimpleNamespace(cross_entropy=record))
+    bench = Workbench(TINY)
+    for step in (lambda: bench.infer(4), *(c.step for c in bench.ours(2) if c.name == "lowrank-parallel")):
+        rows.clear()
+        step()
+        assert rows == 4 * [TINY.batch_size * TINY.block_size]
+
+
+class Empties(TorchDispatchMode):
+    """Elements of all the tensors that were asked for."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.elements += out.numel() if "empty" in function.__name__ else 0
+        return out
+
+
+@pytest.mark.parametrize("name", ["mezo-tuned", "noise-gaussian"])
+def test_a_buffer_is_made_in_the_first_step_where_the_baselines_peak_has_been_read(name):
+    bench = Workbench(TINY)
+    with Empties() as made:
+        step = next(c.step for c in bench.baselines() if c.name == name)
+        assert made.elements == 0
+        step()
+    assert made.elements >= max(parameter.numel() for parameter in bench.parameters)
+
+
+CHILD = """#!/bin/sh
+[ -s "$OUT" ] && echo "a warning" >&2 && echo "no kernel image" >&2 && exit 1
+echo "the times were not saved yet" >&2; exit 1
+"""
+
+
+def test_times_are_shown_and_saved_before_memory_is_measured_and_a_row_that_fails_says_why(
+    tmp_path, monkeypatch, capfd
+):
+    (tmp_path / "python").write_text(CHILD)
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("OUT", str(tmp_path / "bench.json"))
+    run_bench(TINY, [1], rounds=1, memory=True, chunks=False, out=tmp_path / "bench.json")
+    records = json.loads((tmp_path / "bench.json").read_text())
+    assert all(record["seconds_per_direction"] > 0 for record in records)
+    assert {record["extra_memory_mb"] for record in records} == {None}
+    out, err = capfd.readouterr()
+    assert "lowrank-parallel" in out
+    assert "100k lowrank-parallel at q = 1: memory not measured: no kernel image\n" in err
+    assert err.count("not measured") == len(records) - 1  # inference-best is no contender of its own
+
+
+def test_a_process_that_was_killed_says_by_which_signal(tmp_path, monkeypatch, capfd):
+    (tmp_path / "python").write_text("#!/bin/sh\necho a warning >&2; kill -9 $$\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert set(_measure_in_child(TINY, {"memory": "fo-adam"}).values()) == {None}
+    assert capfd.readouterr().err == "100k fo-adam: memory not measured: killed by signal 9\n"
+
+
+@pytest.mark.parametrize(("device", "taken"), [("cuda", list(range(1, 1 + GPU_SAMPLES))), ("cpu", [0, 1, 2])])
+def test_the_first_step_of_a_turn_does_not_count_on_a_gpu(device, taken):
+    """Its seconds are here the number of the step."""
+    seconds = iter(range(100))
+    bench = SimpleNamespace(device=torch.device(device), time=lambda step: next(seconds))
+    assert take_turn(bench, SimpleNamespace(step=None, forwards=2, q=1)) == taken
+
+
+def test_each_rank_is_timed_on_a_gpu_of_its_own(monkeypatch):
+    """Up to the model, which would be built there."""
+
+    class Built(Exception):
+        pass
+
+    def build(*_, device, **__):
+        raise Built(device)
+
+    current = []
+    monkeypatch.setattr("zo.bench.contenders.build_model", build)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", current.append)
+    second = Ranks()
+    second.rank, second.count, second.local_rank, second.local_count = 1, 2, 1, 2
+    with pytest.raises(Built) as built:
+        _measure_all({"setting": asdict(replace(TINY, device="cuda"))}, second)
+    assert [*built.value.args, *current] == 2 * [torch.device("cuda:1")]
 
 
 def test_an_adam_step_is_seen_to_hold_gradients_and_two_moments():

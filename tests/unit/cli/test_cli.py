@@ -565,3 +565,16 @@ def test_a_run_that_is_given_a_gpu_and_finds_none_says_so_in_both_logs(trained, 
         logs = [Path("results/sweep.log").read_text(), next(Path("results/job_logs").iterdir()).read_text()]
         assert [log.count("FO_reduced_bs8_q0_lr1e-05: GPU 7 is given, but torch") for log in logs] == [1, 1]
     assert len(trained) == 2
+
+
+def test_a_run_by_hand_beside_a_gpu_that_torch_does_not_see_says_so_in_a_line(
+    trained, monkeypatch, tmp_path, capsys
+):
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: one (UUID: GPU-a)'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for device, lines in (("auto", 1), ("cpu", 0)):
+        assert main(["train", "--mode", "FO", "--max-steps", "1", "--device", device]) == 0
+        assert capsys.readouterr().err.count("GPU 0 is listed by nvidia-smi, but torch") == lines

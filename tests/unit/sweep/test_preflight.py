@@ -256,3 +256,21 @@ def test_the_doctor_of_a_checkout_that_was_never_installed_says_so(capsys, monke
     monkeypatch.setattr("zo.sweep.doctor.required_packages", refuse)
     assert main(["doctor"]) == 0
     assert "zo runs from a checkout and is not installed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("cuda", "remedy"),
+    [(None, "a build for CPUs: pip install"), ("12.9", "its CUDA 12.9 asks for a newer driver")],
+)
+def test_the_doctor_misses_gpus_that_torch_does_not_see(cuda, remedy, tmp_path, monkeypatch, capsys):
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: one (UUID: GPU-a)'\necho 'GPU 1: two'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)  # NVML's, where the driver is too old
+    monkeypatch.setattr("torch.version.cuda", cuda)
+    assert main(["doctor"]) == 1
+    printed = capsys.readouterr().out
+    assert "gpus       0, 1\n" in printed
+    assert re.search(rf"missing    torch \S+ sees none of the 2 GPUs: {remedy}", printed)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -136,8 +137,26 @@ def test_the_last_checkpoint_becomes_the_final_weights(files):
 def test_the_manifest_names_versions_machine_and_threads():
     facts = describe_machine("cpu", 3)
     assert {"torch", "transformers", "python"} <= {name for name, v in facts["versions"].items() if v}
-    assert (facts["device"], facts["threads"]) == ("cpu", 3)
+    assert (facts["device"], facts["threads"], facts["gpu"]) == ("cpu", 3, None)
     json.dumps(facts)
+
+
+def test_the_manifest_names_the_gpu_and_what_its_noise_depends_on(tmp_path, monkeypatch):
+    asked = []
+
+    def properties(device):
+        asked.append(device)
+        return SimpleNamespace(name="NVIDIA H100 80GB HBM3 MIG 1g.10gb", multi_processor_count=16)
+
+    (tmp_path / "version").write_text("575.57.08\n")
+    monkeypatch.setattr("torch.cuda.get_device_properties", properties)
+    monkeypatch.setattr("torch.version.cuda", "12.9")
+    monkeypatch.setattr("zo.training.record.DRIVER", tmp_path / "version")
+    found = {"name": "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "multiprocessors": 16, "cuda": "12.9"}
+    assert describe_machine("cuda:1", 3)["gpu"] == found | {"driver": "575.57.08"}
+    (tmp_path / "version").unlink()
+    assert describe_machine("cuda:1", 3)["gpu"] == found | {"driver": None}
+    assert asked == 2 * ["cuda:1"]
 
 
 # --- files and locks -----------------------------------------------------------------------------
