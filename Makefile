@@ -33,10 +33,10 @@ claims: install ## the paper's claims, tested: less than an hour on 2 cores; sta
 	@echo "results/claims/report.html is the report; the verdicts:" && sed -n "/^$$/q;p" results/claims/job_logs/claims.log; grep -E "^C[0-9]" results/claims/job_logs/claims.log
 
 test: install ## the fast tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -rs
 
 test-slow: install ## the tests that take minutes each
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 -rs -m slow
 
 test-cluster: install ## the sweep on a Slurm that is started for it (as root, Slurm installed; minutes)
 	$(BIN)/python -m pytest tests/cluster -m "slow or not slow" -rs

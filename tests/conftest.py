@@ -1,4 +1,4 @@
-"""What the test files share. One torch thread: the models are tiny, and cores are for other tests."""
+"""What the test files share, and the environment that all of them run in, whoever starts them."""
 
 import os
 import random
@@ -7,10 +7,33 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 # A shell ignores Ctrl-C for what it starts in the background, and all its children do.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here or in a subprocess
+# Before torch is imported, here or in a subprocess. One thread: the models are tiny, and cores are for other
+# tests. No GPU but those that a test pretends; no proxy between a test and its own server.
+os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+os.environ |= dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1,localhost")
+for name in [*os.environ]:  # of a job or a torchrun that the tests are started from
+    if name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") or name.startswith("SLURM_"):
+        del os.environ[name]
+# The same examples on every machine, however slow it is.
+settings.register_profile("zo", deadline=None, derandomize=True)
+settings.load_profile("zo")
+
+REQUIRED = "ZO_TESTS_REQUIRE"
+"""Environment variable that CI sets: words; a test that is skipped with one of them in its reason fails."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Fail what is skipped for want of something that must be there."""
+    report = yield
+    reason = str(call.excinfo.value) if report.skipped and call.excinfo else ""
+    if any(word in reason.split() for word in os.environ.get(REQUIRED, "").split()):
+        report.outcome, report.longrepr = "failed", f"{reason} (skipped, but {REQUIRED} is set)"
+    return report
 
 
 @pytest.fixture

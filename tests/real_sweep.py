@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import yaml
+from processes import killed_at_end
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = {
@@ -46,8 +47,8 @@ class Sweep:
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
         """Call snakemake with target and flags; its output, both streams together."""
-        process = self.start(*arguments, **environment)
-        output, _ = process.communicate(timeout=280)
+        with killed_at_end(self.start(*arguments, **environment)) as process:
+            output, _ = process.communicate(timeout=280)
         return subprocess.CompletedProcess(process.args, process.returncode, output)
 
     def start(

@@ -33,7 +33,8 @@ def test_a_cluster_leaves_nothing_behind_even_when_its_test_is_killed(tmp_path, 
     holder = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert holder.stdout.readline() == "started\n"
     assert (slurm_lab.ETC / "slurm.conf").is_symlink()
-    sleeper = ["sbatch", "--output=/dev/null", "--wrap", "sleep 500"]
+    sleep = f"sleep 500.{os.getpid()}"  # no one else's on this machine
+    sleeper = ["sbatch", "--output=/dev/null", "--wrap", sleep]
     subprocess.run(sleeper, check=True, capture_output=True)
     deadline = time.monotonic() + 60
     while "R" not in slurm_lab.ask("squeue", "--noheader", "--format=%t"):
@@ -48,7 +49,7 @@ def test_a_cluster_leaves_nothing_behind_even_when_its_test_is_killed(tmp_path, 
     assert not [
         path for path in (slurm_lab.ETC / "slurm.conf", slurm_lab.ETC / "gres.conf") if path.is_symlink()
     ]
-    assert "sleep 500" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    assert sleep not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
 
 
 def test_without_accounts_squeue_tells_of_ended_jobs_unless_they_are_forgotten_too_soon(start_lab, tmp_path):

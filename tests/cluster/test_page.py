@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import slurm_lab
 import yaml
+from processes import killed_at_end
 from real_sweep import ROOT
 
 SOON = " --slurm-init-seconds-before-status-checks 5"
@@ -62,8 +63,8 @@ def start(line: str, folder: Path) -> subprocess.Popen:
 
 
 def run(line: str, folder: Path) -> str:
-    process = start(line, folder)
-    output, _ = process.communicate(timeout=300)
+    with killed_at_end(start(line, folder)) as process:
+        output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, f"{line}\n{output}"
     return output
 
@@ -77,7 +78,7 @@ def test_the_ten_lines_lead_to_a_report(lab, lines, checkout):
     assert "rule train:" in run(plan, checkout)
     assert "rule cache:" in run(cache, checkout)
     snakemake = start(sweep.split("  #")[0].replace(" --configfile", SOON + " --configfile"), checkout)
-    try:
+    with killed_at_end(snakemake):
         deadline = time.monotonic() + 200
         while "RUNNING" not in run(queue, checkout) or " running " not in run(status, checkout):
             assert snakemake.poll() is None, snakemake.stdout.read()
@@ -86,8 +87,6 @@ def test_the_ten_lines_lead_to_a_report(lab, lines, checkout):
         queued = run(queue, checkout)
         jobs = [job for job in slurm_lab.ask("scontrol", "show", "job", "--oneliner").splitlines()]
         output, _ = snakemake.communicate(timeout=400)
-    finally:
-        snakemake.kill()
     assert snakemake.returncode == 0, output
     assert re.search(r"^\d+ RUNNING \S+ \S+ \d+M rule_train_wildcards_(FO|ZO|Frozen)_full_", queued, re.M)
     assert all("Partition=gpu" in job and "TresPerJob=gres:gpu:fake:1" in job for job in jobs)

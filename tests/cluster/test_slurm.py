@@ -7,8 +7,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
+from processes import killed_at_end
 from real_sweep import STUDY, Sweep
 from small_runs import everything
 
@@ -28,7 +30,7 @@ CRASHES, LONG, DIVERGES, QUICK = (
 )
 GRID = STUDY | {
     "learning_rates": {"FO": "1e-1", "ZO": ["1e-3", "1e10"], "Frozen": 1e-3},
-    "max_steps": 600,
+    "max_steps": 2000,  # LONG still trains after a status, a scontrol and a scancel
     "checkpoint_interval": 10**6,  # but for a signal's, there are none
     "log_interval": 50,
     "validation_interval": 1000,
@@ -101,11 +103,12 @@ def swept(lab, tmp_path_factory) -> ClusterSweep:
     sweep = ClusterSweep(tmp_path_factory.mktemp("swept"), GRID, profile="slurm")
     (sweep.results / "runs" / CRASHES / "spec.json").mkdir(parents=True)
     sweep.begin()
-    sweep.wait_for_words(LONG, "step 100/")
-    sweep.told = sweep.status()
-    sweep.cancelled = sweep.job_of(LONG)["JobId"]
-    subprocess.run(["scancel", sweep.cancelled], check=True)
-    sweep.finish()
+    with killed_at_end(sweep.process):
+        sweep.wait_for_words(LONG, "step 100/")
+        sweep.told = sweep.status()
+        sweep.cancelled = sweep.job_of(LONG)["JobId"]
+        subprocess.run(["scancel", sweep.cancelled], check=True)
+        sweep.finish()
     sweep.records = sweep.jobs()
     return sweep
 
@@ -213,13 +216,15 @@ def endless(lab, tmp_path_factory) -> Iterator[dict[str, ClusterSweep]]:
     Snakemake is interrupted at the end, which must cancel its jobs.
     """
     sweeps = {name: ClusterSweep(tmp_path_factory.mktemp(name), ENDLESS, profile="slurm") for name in CLOCKS}
-    for name, sweep in sweeps.items():
-        sweep.begin(*CLOCKS[name])
-    yield sweeps
-    for sweep in sweeps.values():
-        sweep.process.send_signal(signal.SIGINT)
-    for sweep in sweeps.values():
-        sweep.finish()
+    with ExitStack() as stack:
+        for name, sweep in sweeps.items():
+            sweep.begin(*CLOCKS[name])
+            stack.enter_context(killed_at_end(sweep.process))
+        yield sweeps
+        for sweep in sweeps.values():
+            sweep.process.send_signal(signal.SIGINT)
+        for sweep in sweeps.values():
+            sweep.finish()
 
 
 @pytest.mark.parametrize(("name", "end"), [("late", "TIMEOUT"), ("warned", "FAILED")])
@@ -234,15 +239,16 @@ def test_a_run_whose_time_is_up_stops_at_a_checkpoint_and_goes_on_with_more(endl
 def test_a_preempted_run_waits_and_goes_on_and_ctrl_c_cancels_it(lab, tmp_path):
     sweep = ClusterSweep(tmp_path, ENDLESS, profile="slurm")
     sweep.begin()
-    sweep.wait_for_words(ZO, "step 20/")
-    first = sweep.job_of(ZO)["JobId"]
-    urgent = ["sbatch", "--partition=urgent", "--gpus=4", "--output=/dev/null", "--wait", "--wrap"]
-    subprocess.run([*urgent, "sleep 1"], check=True, capture_output=True)
-    sweep.wait_for_words(ZO, "resumed at step")
-    job = sweep.job_of(ZO)
-    assert (job["JobId"], job["Restarts"]) == (first, "1")
-    assert_went_on(sweep)
-    sweep.interrupt()
+    with killed_at_end(sweep.process):
+        sweep.wait_for_words(ZO, "step 20/")
+        first = sweep.job_of(ZO)["JobId"]
+        urgent = ["sbatch", "--partition=urgent", "--gpus=4", "--output=/dev/null", "--wait", "--wrap"]
+        subprocess.run([*urgent, "sleep 1"], check=True, capture_output=True)
+        sweep.wait_for_words(ZO, "resumed at step")
+        job = sweep.job_of(ZO)
+        assert (job["JobId"], job["Restarts"]) == (first, "1")
+        assert_went_on(sweep)
+        sweep.interrupt()
     assert sweep.process.returncode != 0
     assert sweep.job_of(ZO)["JobState"] == "CANCELLED"
 

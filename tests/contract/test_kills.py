@@ -7,6 +7,7 @@ import subprocess
 import time
 
 import pytest
+from processes import killed_at_end, wait_for_lock
 from small_runs import everything, run_zo, small_spec, train_command, write_corpus
 
 from zo.methods import METHODS
@@ -18,7 +19,7 @@ from zo.training.record import RunFiles
 EACH = itertools.cycle([{"optimizer": name} for name in OPTIMIZERS] + [{"momentum": 0.9}])
 RULES = dict(zip(METHODS, EACH, strict=False)) | {"Frozen": {}, "Random": {"momentum": 0.9}}
 STEPS = 60
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +27,11 @@ def corpus(tmp_path_factory):
     return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
-def find_progress(files: RunFiles) -> tuple[int, int]:
-    """Grows with the attempts that have their model, and with the checkpoints that these write."""
-    manifest, folder = files.folder / "manifest.json", files.checkpoints
-    stamps = [path.stat().st_mtime_ns for path in (manifest, folder) if path.exists()]
-    return tuple([*stamps, 0, 0])[:2]
+def find_progress(files: RunFiles) -> tuple[int, str]:
+    """Grows with the attempts that have their model, and with the whole checkpoints that these write."""
+    manifest = files.folder / "manifest.json"
+    started = manifest.stat().st_mtime_ns if manifest.exists() else 0
+    return started, max((path.name for path in files.checkpoints.glob("step-*")), default="")
 
 
 def kill_in_training(command, files: RunFiles, delay: float, in_training: bool) -> bool:
@@ -39,11 +40,11 @@ def kill_in_training(command, files: RunFiles, delay: float, in_training: bool) 
     False if it ended before.
     """
     before = find_progress(files)
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with killed_at_end(subprocess.Popen(command, **quiet)) as process:
         deadline = time.monotonic() + PATIENCE
-        while process.poll() is None and time.monotonic() < deadline:
-            if find_progress(files)[in_training] != before[in_training]:
-                break
+        while process.poll() is None and find_progress(files)[in_training] == before[in_training]:
+            assert time.monotonic() < deadline
             time.sleep(0.002)
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
@@ -98,11 +99,17 @@ def test_a_run_that_was_finished_while_another_process_waited_for_it_is_not_repe
     """As when Snakemake is killed: its job goes on, and the next Snakemake starts the run once more."""
     spec = small_spec(corpus, "ZO", max_steps=300, learning_rate=1e-3)
     files, command = RunFiles(tmp_path, spec.name), train_command(spec, tmp_path)
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL):
+    with killed_at_end(subprocess.Popen(command, stderr=subprocess.DEVNULL)) as first:
         while not files.attempt.exists():
+            assert first.poll() is None
             time.sleep(0.01)
-        second = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert second.returncode == 0, second.stderr
-    assert "another process finished it meanwhile: done" in second.stderr
-    assert "started" not in second.stderr
+        first.send_signal(signal.SIGSTOP)  # until the second one waits, however long that starts
+        with killed_at_end(subprocess.Popen(command, stderr=subprocess.PIPE, text=True)) as second:
+            wait_for_lock(second)
+            first.send_signal(signal.SIGCONT)
+            _, said = second.communicate(timeout=200)
+        assert first.wait(timeout=60) == 0
+    assert second.returncode == 0, said
+    assert "another process finished it meanwhile: done" in said
+    assert "started" not in said
     assert run_zo("replay", files.folder).returncode == 0

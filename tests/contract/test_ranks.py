@@ -10,9 +10,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import killed_at_end
 from small_runs import OWN, everything, run_zo, small_spec, train_command, write_corpus
 
 from zo.causes import TRY_AGAIN
+from zo.distributed.heartbeat import PATIENCE
 from zo.methods import METHODS
 from zo.training.checkpoint import load_checkpoint
 from zo.training.record import RunFiles
@@ -33,7 +35,12 @@ def start_ranks(count: int, *words, launcher: str = "launch") -> subprocess.Comp
             " sys.exit(launch(int(sys.argv[1]), sys.argv[2:]))"
         )
         command = [sys.executable, "-c", code, str(count), sys.executable, *command]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    # No sign of life is due while a test lasts: on a slow machine none is missed, and none is on the wire.
+    env = os.environ | {PATIENCE: "20000"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    with killed_at_end(process):
+        output, words = process.communicate(timeout=280)
+    return subprocess.CompletedProcess(command, process.returncode, output, words)
 
 
 def run_ranks(count: int, case: str, folder: Path, task: dict | None = None, status: int = 0) -> list[dict]:
@@ -107,7 +114,7 @@ def test_bytes_on_the_wire_grow_with_q_and_not_with_the_model(engine):
         for q in (4, 400):
             (small, counted), (large, again) = wire[f"100k {q}"], wire[f"1M {q}"]
             assert counted == again <= 2 * 8 * (2 + 2 * (q + 2) / 3)  # two others, 2q losses shared by three
-            # gloo's frames and the signs of life: some hundred bytes, for any model.
+            # gloo's frames: some hundred bytes, for any model.
             assert counted <= small <= counted + 2000, (q, wire)
             assert counted <= large <= counted + 2000, (q, wire)
 
@@ -237,13 +244,16 @@ def lose_a_rank(corpus, tmp_path, number: signal.Signals, rank: int, **environme
     process = subprocess.Popen(
         train_command(spec, tmp_path), stderr=subprocess.PIPE, text=True, env=os.environ | environment
     )
-    deadline = time.monotonic() + 120
-    while not list(files.checkpoints.glob("step-*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    everyone = psutil.Process(process.pid).children(recursive=True)
-    find_rank(process.pid, rank).send_signal(number)
-    started = time.monotonic()
-    _, words = process.communicate(timeout=120)
+    with killed_at_end(process):
+        deadline = time.monotonic() + 120
+        while not list(files.checkpoints.glob("step-*")):
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        everyone = psutil.Process(process.pid).children(recursive=True)
+        find_rank(process.pid, rank).send_signal(number)
+        started = time.monotonic()
+        _, words = process.communicate(timeout=120)
     assert not [child for child in everyone if child.is_running() and child.status() != "zombie"]
     return files, process.returncode, words, time.monotonic() - started
 

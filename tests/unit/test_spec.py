@@ -79,7 +79,7 @@ def test_the_property_tests_vary_every_axis():
     assert set(VALUES) == set(AXES)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.fixed_dictionaries(VALUES))
 def test_a_name_reads_back_into_the_same_spec_and_is_safe_as_a_file_name(cell):
     spec = make(**cell)
@@ -89,7 +89,7 @@ def test_a_name_reads_back_into_the_same_spec_and_is_safe_as_a_file_name(cell):
     assert RunFiles(Path("results"), spec.name).csv.parent == Path("results/csv_logs")
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.fixed_dictionaries(VALUES), st.data())
 def test_two_specs_share_a_name_only_if_they_are_equal(cell, data):
     key = data.draw(st.sampled_from(AXES))
@@ -296,7 +296,6 @@ def test_the_spec_itself_cannot_be_changed_afterwards():
 # --- length --------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(
     mode=st.sampled_from(list(METHODS)),
     q=st.integers(1, 9),

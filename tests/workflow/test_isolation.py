@@ -8,6 +8,7 @@ import time
 
 import psutil
 import pytest
+from processes import killed_at_end
 from real_sweep import STUDY, Sweep, runs_of
 
 pytestmark = pytest.mark.slow
@@ -98,9 +99,9 @@ def test_a_run_killed_with_its_launcher_past_its_last_retry_is_named_in_a_partia
     """What the kernel or Slurm does: no process is left that could record anything."""
     study = STUDY | {"modes": ["FO", "ZO"], "learning_rates": {"FO": "1e-1", "ZO": "1e-3"}}
     sweep = Sweep(tmp_path, study | {"query_budgets": 64, "max_steps": 60, "retries": 0})
-    process = sweep.start()
-    kill_when_begun(process, sweep)
-    output, _ = process.communicate(timeout=120)
+    with killed_at_end(sweep.start()) as process:
+        kill_when_begun(process, sweep)
+        output, _ = process.communicate(timeout=200)
     assert process.returncode == 1, output
     partial = sweep.results / "summary.partial.txt"
     assert "summary.partial.txt" in output
@@ -128,9 +129,9 @@ def test_a_sigterm_to_every_process_of_a_job_leaves_a_checkpoint_and_a_word_in_t
     """What Slurm does to a job that is cancelled, preempted or out of time."""
     study = STUDY | {"modes": ["FO", "ZO"], "learning_rates": {"FO": "1e-1", "ZO": "1e-3"}}
     sweep = Sweep(tmp_path, study | {"query_budgets": 64, "max_steps": 60, "checkpoint_interval": 1000})
-    process = sweep.start()
-    kill_when_begun(process, sweep, signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
+    with killed_at_end(sweep.start()) as process:
+        kill_when_begun(process, sweep, signal.SIGTERM)
+        output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
     log = (sweep.results / "job_logs" / f"{SLOW}.log").read_text()
     [stopped] = re.findall(r"signal 15: stopped at step (\d+)", log)

@@ -35,6 +35,15 @@ def finished(sweep) -> Sweep:
     return sweep
 
 
+@pytest.fixture(autouse=True)
+def restored(request):
+    """The study of the shared sweep is STUDY again when a test has ended, also when it has failed."""
+    shared = request.getfixturevalue("sweep") if "sweep" in request.fixturenames else None
+    yield
+    if shared:
+        shared.write(STUDY)
+
+
 def test_one_crashed_run_costs_only_itself(sweep):
     assert sweep.first.returncode != 0
     assert sweep.outcome(FO)["status"] == "crashed"
@@ -81,7 +90,6 @@ def test_changing_one_learning_rate_reruns_that_run_and_the_aggregates(finished)
     rates = STUDY["learning_rates"]
     finished.write(STUDY | {"learning_rates": rates | {"ZO": ["1e-3", "5e-3"]}})
     jobs = finished.planned()
-    finished.write(STUDY)
     assert runs_of(jobs) == ["ZO_full_bs2_q2_lr5e-03_block16"]
     assert {"summary", "plots", "report", "complete", "all"} < set(jobs)
     assert "cache" not in jobs
@@ -91,7 +99,6 @@ def test_reordering_keys_and_spelling_numbers_otherwise_reruns_nothing(finished)
     rates = {"Frozen": 0.001, "ZO": [0.001, "0.003"], "FO": 0.1}
     finished.write(dict(reversed(STUDY.items())) | {"learning_rates": rates})
     jobs = finished.planned()
-    finished.write(STUDY)
     assert runs_of(jobs) == []
 
 
@@ -99,7 +106,6 @@ def test_another_word_on_what_is_kept_reruns_no_run(finished):
     for keep in ("weights", "nothing"):
         finished.write(STUDY | {"keep": keep, "retries": 3})
         assert runs_of(finished.planned()) == []
-    finished.write(STUDY)
 
 
 def test_a_second_seed_or_optimizer_runs_only_the_new_cells(finished):
@@ -107,7 +113,6 @@ def test_a_second_seed_or_optimizer_runs_only_the_new_cells(finished):
     seeds = runs_of(finished.planned())
     finished.write(STUDY | {"optimizer": ["sgd", "adamw"]})
     optimizers = runs_of(finished.planned())
-    finished.write(STUDY)
     assert len(seeds) == 4
     assert all(run.endswith("_seed1_block16") for run in seeds)
     assert len(optimizers) == 3  # Frozen has no optimizer
@@ -117,14 +122,12 @@ def test_a_second_seed_or_optimizer_runs_only_the_new_cells(finished):
 def test_a_changed_setting_reruns_every_run(finished):
     finished.write(STUDY | {"max_steps": 6})
     jobs = runs_of(finished.planned())
-    finished.write(STUDY)
     assert len(jobs) == 4
 
 
 def test_a_study_file_is_not_merged_with_config_yaml(finished):
     finished.write({key: value for key, value in STUDY.items() if key != "learning_rates"})
     refused = finished.run("-n")
-    finished.write(STUDY)
     assert refused.returncode != 0
     assert "'learning_rates' is missing" in refused.stdout
 
@@ -158,7 +161,6 @@ def test_a_misspelt_run_is_one_line_that_says_how(finished, name, words):
 def test_a_bad_config_value_is_one_line_before_any_job(finished):
     finished.write(STUDY | {"learning_rates": -1})
     refused = finished.run()
-    finished.write(STUDY)
     assert refused.returncode != 0
     assert "Error in the study: learning_rate: -1 is not allowed" in refused.stdout
     assert "Traceback" not in refused.stdout
@@ -168,7 +170,6 @@ def test_a_key_that_stands_twice_in_the_study_is_one_line_before_any_job(finishe
     path = finished.folder / "study.yaml"
     path.write_text(path.read_text() + "max_steps: 5\n")
     refused = finished.run("-n")
-    finished.write(STUDY)
     assert refused.returncode != 0
     [line] = [line for line in refused.stdout.splitlines() if line.startswith("Error")]
     assert "key 'max_steps' stands here and in line" in line
@@ -179,7 +180,6 @@ def test_a_corpus_that_cannot_be_read_is_one_line_before_any_job(finished):
     (finished.folder / "bad.txt").write_bytes(b"good\n\nbad \xff\n")
     finished.write(STUDY | {"dataset": "bad.txt"})
     refused = finished.run()
-    finished.write(STUDY)
     assert refused.returncode != 0
     assert "Error in the study: dataset file 'bad.txt': not UTF-8 text (at byte 10)" in refused.stdout
     assert "rule cache" not in refused.stdout
@@ -189,7 +189,6 @@ def test_blocks_longer_than_the_corpus_fail_once_and_say_so(finished):
     (finished.folder / "short.txt").write_text("A short text.\n\nOf two parts, and no more.")
     finished.write(STUDY | {"dataset": "short.txt"})
     refused = finished.run()
-    finished.write(STUDY)
     assert refused.returncode != 0
     assert "text has" in refused.stdout
     assert "the longest batch needs" in refused.stdout
@@ -212,7 +211,6 @@ def test_without_a_limit_the_studys_slots_are_the_limit(finished):
     finished.write(STUDY | {"seed": 7, "gpus": [1, "GPU-7a"], "jobs_per_gpu": 2})
     ran = finished.run(**given)
     cpu = finished.run("--resources", "gpu=0", "--forcerun", "train", **given)
-    finished.write(STUDY)
     assert re.search(r"Provided resources: gpu=\D*4\b", ran.stdout)
     assert cpu.returncode == ran.returncode == 0
     log = (finished.results / "job_logs" / "ZO_full_bs2_q2_lr1e-03_seed7_block16.log").read_text()
@@ -253,7 +251,6 @@ def test_a_sweep_by_flags_has_the_slots_of_its_gpus(tmp_path, flags, visible, sl
 def test_gpus_that_cannot_be_had_are_one_line_before_any_job(finished, keys, words):
     finished.write(STUDY | keys)
     refused = finished.run("-n", CUDA_VISIBLE_DEVICES="0,1")
-    finished.write(STUDY)
     assert refused.returncode != 0
     assert f"Error in the study: {words}" in refused.stdout
     assert "Traceback" not in refused.stdout
@@ -266,7 +263,6 @@ def test_two_sweeps_in_one_folder_do_not_run_at_once(finished):
         fcntl.flock(file, fcntl.LOCK_EX)
         finished.write(STUDY | {"max_steps": 5})
         refused = finished.run()
-        finished.write(STUDY)
     assert refused.returncode != 0
     assert "is working on results/tiny/" in refused.stdout
 
@@ -278,7 +274,6 @@ def test_chosen_runs_are_probed_and_no_run_is_repeated_for_it(finished):
     assert "probe" in jobs
     assert "train" not in jobs
     done = finished.run()
-    finished.write(STUDY)
     assert done.returncode == 0, done.stdout
     [path] = (finished.results / "probes").glob("*.csv")
     rows = path.read_text().splitlines()
@@ -296,7 +291,6 @@ def test_a_run_is_probed_at_chosen_steps_and_finished_ones_are_not_repeated_to_k
     assert runs_of(finished.planned("--until", "train")) == [new]
     finished.write(STUDY | steps | {"probe": new, "backward_cost": 3})
     done = finished.run()
-    finished.write(STUDY)
     assert done.returncode == 0, done.stdout
     rows = (finished.results / "probes" / f"{new}.csv").read_text().splitlines()
     places = list(dict.fromkeys(tuple(row.split(",")[2:4]) for row in rows[1:]))
@@ -311,8 +305,10 @@ def test_a_probe_that_fails_is_tried_again_and_named_where_the_summary_would_be(
     partial = finished.results / "summary.partial.txt"
     finished.write(STUDY | {"probe": run})
     spec.rename(aside)
-    failed = finished.run()
-    aside.rename(spec)
+    try:
+        failed = finished.run()
+    finally:
+        aside.rename(spec)
     assert failed.returncode != 0
     assert failed.stdout.count("Trying to restart job") == 1
     text = partial.read_text()
@@ -320,7 +316,6 @@ def test_a_probe_that_fails_is_tried_again_and_named_where_the_summary_would_be(
     assert "it has no spec.json" in text
     assert "4 done" in text
     again = finished.run()
-    finished.write(STUDY)
     assert again.returncode == 0, again.stdout
     assert not partial.exists()
 
@@ -328,7 +323,6 @@ def test_a_probe_that_fails_is_tried_again_and_named_where_the_summary_would_be(
 def test_a_probe_that_fits_no_run_is_one_line(finished):
     finished.write(STUDY | {"probe": "ZO_half_*"})
     refused = finished.run("-n")
-    finished.write(STUDY)
     assert refused.returncode != 0
     assert "Error in the study: probe: 'ZO_half_*' fits no run of the study" in refused.stdout
 
@@ -357,7 +351,6 @@ def test_a_study_that_asks_for_its_claims_gets_them_judged_and_reported(finished
     finished.write(STUDY | {"claims": True})
     jobs = finished.planned()
     judged = finished.run()
-    finished.write(STUDY)
     assert runs_of(jobs) == []
     assert {"claims", "report"} < set(jobs)
     assert judged.returncode == 0, judged.stdout

@@ -11,6 +11,7 @@ import time
 
 import psutil
 import pytest
+from processes import killed_at_end
 from real_sweep import ROOT, STUDY, Sweep
 
 BROKEN, ZO, WILD = (
@@ -64,11 +65,11 @@ def watched(tmp_path_factory) -> Sweep:
     sweep = Sweep(tmp_path_factory.mktemp("watched"))
     sweep.write(STUDY | WATCHED)
     (sweep.results / "runs" / BROKEN / "spec.json").mkdir(parents=True)
-    process = start(sweep)
     sweep.seen = []
-    while process.poll() is None:
-        sweep.seen.append(look(sweep))
-        time.sleep(0.5)
+    with killed_at_end(start(sweep)) as process:
+        while process.poll() is None:
+            sweep.seen.append(look(sweep))
+            time.sleep(0.5)
     sweep.returncode = process.returncode
     return sweep
 
@@ -172,7 +173,7 @@ def test_ctrl_c_on_a_sweep_by_flags_leaves_no_trainer_and_says_that_it_ended(tmp
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    try:
+    with killed_at_end(process):
         while not [run for run in look(sweep)["runs"] if run["state"] == "running" and run["step"]]:
             assert process.poll() is None
             time.sleep(0.2)
@@ -180,9 +181,9 @@ def test_ctrl_c_on_a_sweep_by_flags_leaves_no_trainer_and_says_that_it_ended(tmp
         children = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(timeout=60) != 0
-        _, left = psutil.wait_procs(children, timeout=10)
-    finally:
-        process.kill()
+        _, left = psutil.wait_procs(children, timeout=60)
+        for child in left:  # the processes of a sweep that has ended: below no one
+            child.kill()
     assert left == []
     record = json.loads((sweep.results / "sweep.json").read_text())
     assert record["ended"]
@@ -194,8 +195,7 @@ def test_ctrl_c_on_a_sweep_by_flags_leaves_no_trainer_and_says_that_it_ended(tmp
 def test_a_sweep_that_is_killed_with_its_runs_is_seen_as_gone_and_its_runs_as_stopped(tmp_path):
     sweep = Sweep(tmp_path)
     sweep.write(STUDY | {"modes": "ZO", "learning_rates": ["1e-3", "2e-3", "3e-3"], "max_steps": 10**6})
-    process = start(sweep)
-    try:
+    with killed_at_end(start(sweep)) as process:
         while not [run for run in look(sweep)["runs"] if run["state"] == "running" and run["step"]]:
             assert process.poll() is None, (sweep.folder / "snakemake.log").read_text()
             time.sleep(0.2)
@@ -204,8 +204,6 @@ def test_a_sweep_that_is_killed_with_its_runs_is_seen_as_gone_and_its_runs_as_st
             victim.send_signal(signal.SIGKILL)
         process.wait()
         psutil.wait_procs(children, timeout=60)
-    finally:
-        process.kill()
     seen = look(sweep)
     assert seen["at_work"] is False
     assert seen["counts"]["stopped"] >= 1

@@ -171,8 +171,9 @@ def test_each_rank_is_timed_on_a_gpu_of_its_own(monkeypatch):
     assert [*built.value.args, *current] == 2 * [torch.device("cuda:1")]
 
 
-def test_an_adam_step_is_seen_to_hold_gradients_and_two_moments():
+def test_an_adam_step_is_seen_to_hold_gradients_and_two_moments(monkeypatch):
     """A table of 50257 x 128 is 25 MB: FO with Adam holds three more of it, ZO none."""
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # else glibc keeps what was freed at times
     setting = Setting(model_size="1M", vocab_size=50257, batch_size=1, block_size=16, threads=1)
     parameters = Workbench(setting).model.num_parameters() * 4 / 2**20
     fo, zo = (_measure_in_child(setting, {"memory": name}) for name in ("fo-adam", "gaussian-sequential"))
@@ -184,7 +185,7 @@ def test_an_adam_step_is_seen_to_hold_gradients_and_two_moments():
 
 
 def test_checkpointing_holds_fewer_activations_than_plain_backprop(monkeypatch):
-    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # else glibc keeps what was freed at times
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # as above
     setting = Setting(model_size="1M", vocab_size=512, batch_size=32, block_size=256, threads=1)
     plain, recomputed = (
         _measure_in_child(setting, {"memory": name}) for name in ("fo-sgd", "fo-sgd-checkpointing")

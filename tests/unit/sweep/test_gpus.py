@@ -3,16 +3,32 @@
 import os
 import subprocess
 import sys
-import time
+from types import SimpleNamespace
 
 import pytest
+from processes import killed_at_end
 
 from zo.errors import UserError
 from zo.sweep import gpus
 from zo.sweep.gpus import choose_gpus, lack_of_gpus, take_gpus, unlisted_gpus, visible_gpus
 
 TAKE = "import sys, time; from zo.sweep.gpus import take_gpus\n"
+TAKE_NOW = TAKE + "print(*take_gpus(1, patience=0))"
 TAKE_AND_SLEEP = TAKE + "print(','.join(take_gpus(int(sys.argv[1]))), flush=True); time.sleep(60)"
+
+WAIT_AND_TAKE = """
+import time
+from types import SimpleNamespace
+from zo.sweep import gpus
+
+def sleep(seconds):
+    print("waiting", flush=True)
+    time.sleep(seconds)
+
+gpus.time = SimpleNamespace(monotonic=time.monotonic, sleep=sleep)
+print(*gpus.take_gpus(1), flush=True)
+time.sleep(60)
+"""
 
 # 200 forked processes, 16 at a time. Each marks its ids with files that must not exist yet: a proof that
 # does not lean on the locks. Polls are shortened, or the test would mostly sleep.
@@ -110,22 +126,28 @@ def test_sigkill_frees_the_gpus_at_once(start):
     assert len(take_gpus(4, patience=0)) == 4
 
 
-def test_a_job_that_cannot_have_all_its_gpus_holds_none_while_it_waits(start):
-    start(3)
+def test_a_job_that_cannot_have_all_its_gpus_holds_none_while_it_waits(start, monkeypatch):
+    """Another process takes the last one between two looks of it, at its own clock."""
+    _, taken = start(3)
+    found = []
+
+    def sleep(_):
+        done = subprocess.run([sys.executable, "-c", TAKE_NOW], capture_output=True, text=True)
+        found.append(done.stdout.strip())
+
+    monkeypatch.setattr(gpus, "time", SimpleNamespace(monotonic=lambda: len(found), sleep=sleep))
     with pytest.raises(UserError, match="became free"):
-        take_gpus(2, patience=0.3)
-    _, last = start(1)
-    assert last != [""]
+        take_gpus(2, patience=0.5)
+    assert [*taken, *found] == ["0", "1", "2", "3"]
 
 
 def test_a_waiting_job_gets_the_gpu_that_becomes_free(start):
     process, taken = start(4)
-    waiting = subprocess.Popen([sys.executable, "-c", TAKE_AND_SLEEP, "1"], stdout=subprocess.PIPE, text=True)
-    time.sleep(0.3)
-    process.kill()
-    assert waiting.stdout.readline().strip() in taken
-    waiting.kill()
-    waiting.wait()
+    command = [sys.executable, "-c", WAIT_AND_TAKE]
+    with killed_at_end(subprocess.Popen(command, stdout=subprocess.PIPE, text=True)) as waiting:
+        assert waiting.stdout.readline() == "waiting\n"
+        process.kill()
+        assert next(line for line in waiting.stdout if line != "waiting\n").strip() in taken
 
 
 def test_more_than_there_are_is_an_error_that_names_them():

@@ -9,6 +9,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -33,6 +34,11 @@ print(json.dumps([[each.level, each.what, each.text] for each in found]))
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
+    """A folder on a machine of known size: what is free on the real one is other tests' doing."""
+    memory = SimpleNamespace(total=64 * 10**9, available=32 * 10**9)
+    disk = SimpleNamespace(total=2 * 10**12, free=10**12)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: disk)
     monkeypatch.chdir(tmp_path)
     Path("results").mkdir()
 

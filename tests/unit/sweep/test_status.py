@@ -16,7 +16,9 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psutil
 import pytest
+from processes import killed_at_end
 
 from zo.cli import main
 from zo.errors import UserError
@@ -132,14 +134,18 @@ def test_a_run_is_running_while_its_process_lives_and_stopped_when_it_is_gone(re
 def test_looking_never_takes_a_trainers_lock_away(results, trainer):
     """A trainer that starts while others look must still get its lock: they wait for one another."""
     looking = "import sys; from pathlib import Path; from zo.sweep.status import read_status\n"
+    looking += "read_status(Path('results')); print('looking', flush=True)\n"
     looking += "while True: read_status(Path('results'))"
-    onlookers = [subprocess.Popen([sys.executable, "-c", looking]) for _ in range(2)]
+    command = [sys.executable, "-c", looking]
+    onlookers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     try:
+        assert [onlooker.stdout.readline() for onlooker in onlookers] == ["looking\n"] * 2
         for _ in range(3):
             process = trainer(ZO)
             assert states(results)[ZO] == "running"
             process.kill()
             process.wait()
+        assert [onlooker.poll() for onlooker in onlookers] == [None, None]
     finally:
         for onlooker in onlookers:
             onlooker.kill()
@@ -226,10 +232,15 @@ def test_a_sweep_is_at_work_while_its_process_lives_and_has_not_ended(results):
     assert is_at_work(record) is True
     assert is_at_work(record | {"process_started": record["process_started"] - 60}) is False  # a reused pid
     assert is_at_work(record | {"host": "elsewhere"}) is None
-    process = subprocess.Popen(["sleep", "600"])
-    process.kill()
-    assert is_at_work(record | {"pid": process.pid}) is False  # a zombie, or gone
-    process.wait()
+    with killed_at_end(subprocess.Popen(["sleep", "600"])) as process:
+        child = psutil.Process(process.pid)
+        record |= {"pid": child.pid, "process_started": child.create_time()}
+        assert is_at_work(record) is True
+        process.kill()
+        while child.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        assert is_at_work(record) is False
+    assert is_at_work(record) is False  # gone
     end_sweep(str(results), succeeded=True)
     assert read_status(results).at_work is False
 

@@ -7,11 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from processes import wait_for_lock
 
 from zo import files as files_module
 from zo.causes import TRY_AGAIN, is_out_of_memory
@@ -254,7 +254,7 @@ def test_a_lock_excludes_a_second_process_until_the_first_is_killed(start, tmp_p
     first = start(HOLD_LOCK, tmp_path / "lock")
     assert first.stdout.readline() == "held\n"
     second = start(HOLD_LOCK, tmp_path / "lock")
-    time.sleep(0.5)
+    wait_for_lock(second)
     os.set_blocking(second.stdout.fileno(), False)
     assert not second.stdout.readline()
     os.set_blocking(second.stdout.fileno(), True)
