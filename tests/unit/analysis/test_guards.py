@@ -12,7 +12,7 @@ from zo.analysis.collect import read_folder
 from zo.analysis.summary import stats_text, write_summary
 from zo.analysis.verdicts import state_comparisons
 
-RATES = {"FO": (1e-3, 1e-2, 1e-1), "ZO": (1e-4, 1e-3, 1e-2), "Random": (1e-4,), "Frozen": (1e-5,)}
+RATES = {"FO": (1e-3, 1e-2, 1e-1), "ZO": (1e-4, 1e-3, 1e-2), "Random": (1e-3,), "Frozen": (1e-5,)}
 Q = {"ZO": 8, "Random": 8}
 
 
