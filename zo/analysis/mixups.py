@@ -3,7 +3,7 @@
 They are raised by guards.py. What honest arms share is exact, so these look for what one of them lacks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import combinations
 
 import pandas as pd
@@ -50,19 +50,25 @@ def check_ends(scene: Scene) -> Iterator[Finding]:
 
 def check_starts(scene: Scene) -> Iterator[Finding]:
     """An untrained loss that is not FO's of the same seed: other weights, or measured otherwise."""
-    if (fo := scene.find_fo()) is None:
-        return
-    theirs = stats.index_by_seed(scene.select_runs(fo), "initial_val_loss").dropna()
-    for _, row in scene.answer[scene.answer["mode"] != "FO"].iterrows():
-        mine = stats.index_by_seed(scene.select_runs(row), "initial_val_loss").dropna()
-        seeds = pair_seeds(mine, theirs)
-        apart = seeds[(mine[seeds] - theirs[seeds]).abs() > START_TOLERANCE * theirs[seeds]]
+    losses = {
+        row["mode"]: stats.index_by_seed(scene.select_runs(row), "initial_val_loss").dropna()
+        for _, row in scene.answer.iterrows()
+    }
+    fo, told = losses.pop("FO", pd.Series(dtype=float)), {}
+    for mode, own in losses.items():
+        seeds = pair_seeds(own, fo)
+        apart = seeds[(own[seeds] - fo[seeds]).abs() > START_TOLERANCE * fo[seeds]]
         if len(apart):
-            name, seed = stats.name_method(row, scene.study), apart[0]
-            message = f"{name} and FO began apart in seed {', '.join(map(str, apart))}: in seed {seed} the "
-            message += f"untrained model loses {mine[seed]:.4g} and FO's {theirs[seed]:.4g}"
-            remedy = "run both from the same weights, measured on the same validation blocks"
-            yield Finding("other start", scene.where, message, remedy, scene.find_cost(row["mode"]))
+            told[mode] = f"{mode} {own[apart[0]]:.4g} and FO {fo[apart[0]]:.4g} in seed {apart[0]}"
+    if told:
+        message = f"the untrained models of one seed lose not the same: {'; '.join(told.values())}"
+        remedy = "run all from the same weights, measured on the same validation blocks"
+        yield Finding("other start", scene.where, message, remedy, _sum_up(scene, told))
+
+
+def _sum_up(scene: Scene, modes: Iterable[str]) -> tuple[str, ...]:
+    """The verdicts that faults of several methods take away together."""
+    return tuple(dict.fromkeys(cost for mode in modes for cost in scene.find_cost(mode)))
 
 
 def check_copies(scene: Scene) -> Iterator[Finding]:
@@ -114,16 +120,15 @@ def _tell_change(scene: Scene, run: str, axes: pd.Index) -> str:
 
 def check_settings(scene: Scene) -> Iterator[Finding]:
     """A setting that is no method's own, and not FO's: the difference may be that setting's."""
-    if (fo := scene.find_fo()) is None:
-        return
-    theirs = gather_settings(scene.logs, scene.select_runs(fo)["run"])
-    for _, row in scene.answer[scene.answer["mode"] != "FO"].iterrows():
-        name = stats.name_method(row, scene.study)
-        mine = gather_settings(scene.logs, scene.select_runs(row)["run"])
-        if apart := tell_apart({name: mine, "FO": theirs}):
-            message = f"{name} and FO differ in more than the method: {', '.join(apart)}"
-            remedy = "run both with the same settings"
-            yield Finding("settings differ", scene.where, message, remedy, scene.find_cost(row["mode"]))
+    arms = {
+        row["mode"]: gather_settings(scene.logs, scene.select_runs(row)["run"])
+        for _, row in scene.answer.iterrows()
+    }
+    others = [mode for mode in arms if "FO" in arms and tell_apart({"FO": arms["FO"], mode: arms[mode]})]
+    if others:
+        message = f"more than the method differs: {', '.join(tell_apart(arms))}"
+        remedy = "run all with the same settings"
+        yield Finding("settings differ", scene.where, message, remedy, _sum_up(scene, others))
 
 
 def check_noise(scene: Scene) -> Iterator[Finding]:
