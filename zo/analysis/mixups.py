@@ -57,7 +57,8 @@ def check_starts(scene: Scene) -> Iterator[Finding]:
     fo, told = losses.pop("FO", pd.Series(dtype=float)), {}
     for mode, own in losses.items():
         seeds = pair_seeds(own, fo)
-        apart = seeds[(own[seeds] - fo[seeds]).abs() > START_TOLERANCE * fo[seeds]]
+        mine, theirs = own[seeds].to_numpy(), fo[seeds].to_numpy()
+        apart = seeds[abs(mine - theirs) > START_TOLERANCE * theirs]
         if len(apart):
             told[mode] = f"{mode} {own[apart[0]]:.4g} and FO {fo[apart[0]]:.4g} in seed {apart[0]}"
     if told:

@@ -374,6 +374,12 @@ def test_another_start_than_fos_in_one_seed_withholds_the_verdict(folder, mode):
     assert verdict_of(folder) == "withheld: other start"
 
 
+def test_a_study_without_fo_has_nothing_to_be_unlike(folder):
+    write_honest(folder, modes=("ZO", "Random", "Frozen"), spec=SHARED)
+    assert not set(guards_of(folder)) & {"other start", "settings differ"}
+    assert verdict_of(folder) == "no FO run to compare with"
+
+
 @pytest.mark.parametrize("thinned", [False, True])
 def test_a_copy_of_another_seed_is_no_seed(folder, thinned):
     write_honest(folder)
