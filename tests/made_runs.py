@@ -108,6 +108,21 @@ def write_run(
     return run
 
 
+def blow_up(folder: Path, run: str, peak: float = 1e5, end: float = START, at: int = 50) -> None:
+    """Let a run's losses explode at step `at`, and stand at `end` after it."""
+    path = folder / f"{run}.csv"
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        for name in ("loss", "val_loss"):
+            if row[name] and int(row["step"]) >= at:
+                row[name] = peak if int(row["step"]) == at else end
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def write_beside(folder: Path, run: str, name: str, content: dict) -> None:
     """Write `../runs/<run>/<name>` beside a folder of logs."""
     place = folder.parent / "runs" / run

@@ -63,6 +63,8 @@ FORECAST, PACE = ("tests/unit/planning/test_forecast.py",), ("tests/unit/plannin
 MEASURE = ("tests/unit/planning/test_measure.py",)
 FOOTPRINT = ("tests/unit/planning/test_footprint.py", "-k", "job or epoch or ledger")
 INTERVALS = ("tests/unit/analysis/test_intervals.py",)
+STATS = "tests/unit/analysis/test_stats.py"
+RUNS = "tests/unit/analysis/test_runs.py"
 GUARDS = ("tests/unit/analysis/test_guards.py",)
 PARETO = ("tests/unit/analysis/test_pareto.py",)
 REPORT = ("tests/unit/analysis/test_report.py",)
@@ -422,7 +424,7 @@ MUTANTS = [
     Mutant("a guard's cost forgotten", "analysis/verdicts.py", "    if against:\n", "    if False:\n", (*GUARDS, "-k", "one_seed")),
     Mutant("FO ahead and behind swapped", "analysis/verdicts.py", "if gap.low > 0:", "if gap.high < 0:", (*GUARDS, "-k", "honest")),
     Mutant("the highest rate is inside", "analysis/guards.py", '"high edge": "highest", ', "", (*GUARDS, "-k", "edge")),
-    Mutant("an untuned FO costs nothing", "analysis/guards.py", 'return self.compared if mode == "FO" else (mode,)', "return (mode,)", (*GUARDS, "-k", "edge")),
+    Mutant("an untuned FO costs nothing", "analysis/scene.py", 'return self.compared if mode == "FO" else (mode,)', "return (mode,)", (*GUARDS, "-k", "edge")),
     Mutant("unequal budgets compared", "analysis/guards.py", "> TOLERANCE * theirs[kind])", "> 10 * theirs[kind])", (*GUARDS, "-k", "budget")),
     Mutant("a mean of survivors passes", "analysis/guards.py", 'if 0 < row["n"] < planned:', "if False:", (*GUARDS, "-k", "surviving")),
     Mutant("a repeat is a seed", "analysis/guards.py", "(seeds.isna().any() or seeds.duplicated().any())", "False", (*GUARDS, "-k", "repeats")),
@@ -431,8 +433,8 @@ MUTANTS = [
     Mutant("no control is missed", "analysis/guards.py", "    if missing:\n", "    if False:\n", (*GUARDS, "-k", "control")),
     Mutant("a lead that passes bought", "analysis/guards.py", "return leader if most[PASSES] > (1 + TOLERANCE) * least[PASSES] else None", "return None", (*GUARDS, "-k", "bought")),
     Mutant("FO's lead is never bought", "analysis/guards.py", 'most, least = (theirs, mine) if leader == "FO" else (mine, theirs)', "most, least = mine, theirs", (*GUARDS, "-k", "nor_does")),
-    Mutant("a lead without a control", "analysis/guards.py", "yield Finding(\"no control\", scene.where, message, remedy, leads)", "yield Finding(\"no control\", scene.where, message, remedy)", (*GUARDS, "-k", "control")),
-    Mutant("an interval that holds 0 leads", "analysis/guards.py", 'return row["mode"] if row["minus_FO_high"] < 0 else None', 'return row["mode"] if row["minus_FO"] < 0 else None', (*GUARDS, "-k", "loses_nothing")),
+    Mutant("a lead without a control", "analysis/guards.py", "\", \".join(remedies), scene.leads)", "\", \".join(remedies))", (*GUARDS, "-k", "control")),
+    Mutant("an interval that holds 0 leads", "analysis/scene.py", 'return row["mode"] if row["minus_FO_high"] < 0 else None', 'return row["mode"] if row["minus_FO"] < 0 else None', (*GUARDS, "-k", "loses_nothing")),
     Mutant("kept weights lost with a kill", "training/loop.py", KEPT_FIRST, KEPT_LAST, (*KEPT, "-k", "killed")),
     Mutant("final weights of the run before", "training/record.py", "        self.final.unlink(missing_ok=True)\n", "", (METHODS, "-k", "run_before")),
     Mutant("a resumed run holds its checkpoint", "training/train.py", "    return run, logs  #", "    run.held = checkpoint\n    return run, logs  #", (METHODS, "-k", "no_copy_of_its_checkpoint")),
@@ -589,6 +591,27 @@ MUTANTS = [
     Mutant("FO reads a guide's batch", "training/run.py", ' and "bp_interval" in method.uses', "", (METHODS, "-k", "no_guides_batch")),
     Mutant("TF32 where who calls has it", "training/run.py", '    torch.set_float32_matmul_precision("highest")\n', "", ("tests/unit/training/test_threads.py", "-k", "nvidias")),
     Mutant("the tokenizer told twice", "analysis/stats.py", "if not _comes_with_the_size(runs, axis, axes)]", "]", ("tests/unit/analysis/test_stats.py", "-k", "not_told")),
+    # What the statistics take in.
+    Mutant("a run that blew up is done", "analysis/runs.py", "if blow_up := _tell_blow_up(column):", "if blow_up := None:", (RUNS, "-k", "blew_up")),
+    Mutant("a run that came back has blown up", "analysis/runs.py", " or val[-1] <= NO_BETTER * start[0]", "", (RUNS, "-k", "came_back")),
+    Mutant("training losses show no blow-up", "analysis/runs.py", 'np.fmax(column["loss"], column["val_loss"])', 'column["val_loss"]', (RUNS, "-k", "either_loss")),
+    Mutant("a run that blew up is a point of C7's parabola", "analysis/runs.py", "if blow_up := _tell_blow_up(column):", "if blow_up := None:", (CLAIMS, "-k", "blew_up")),
+    Mutant("a tie hides the edge", "analysis/stats.py", "return next((rate for rate in tied if flag_edge(rate, tried)), tied[0])", "return tied[0]", (STATS, "-k", "alike_the_one")),
+    Mutant("a tie hides the edge from C7", "analysis/claims/arms.py", "flag_edge(settle_rate(dict(zip(rates, losses, strict=True)), rates), rates)", "flag_edge(rates[losses.argmin()], rates)", (CLAIMS, "-k", "as_good_as")),
+    Mutant("one seed's neighbours tune all", "analysis/stats.py", '["size"].get(rate, 0) >= seeds]', '["size"].get(rate, 0) >= 0]', (*GUARDS, "-k", "neighbours")),
+    Mutant("a rate that diverged was no try", "analysis/stats.py", "if rate in set(gone) or ", "if ", (*GUARDS, "-k", "the_one_seed")),
+    Mutant("a control that diverged is not said", "analysis/answer.py", "elif len(_find_diverged(runs, zo, keys, control)):", "elif False:", (*GUARDS, "-k", "control_that_blew")),
+    Mutant("seeds cut short pass", "analysis/mixups.py", "if short.any(axis=None):", "if False:", (*GUARDS, "-k", "before_the_others")),
+    Mutant("other weights are one start", "analysis/mixups.py", "START_TOLERANCE = 0.01", "START_TOLERANCE = 1.0", (*GUARDS, "-k", "another_start")),
+    Mutant("a copy is a seed", "analysis/mixups.py", "return points >= COPIED_POINTS and", "return False and", (*GUARDS, "-k", "copy_of")),
+    Mutant("a thinned copy is a seed", "analysis/mixups.py", "first[shared].equals(second[shared])", "first.equals(second)", (*GUARDS, "-k", "copy_of")),
+    Mutant("a log is its first row's", "analysis/mixups.py", "counts[(counts > 1).any(axis=1)]", "counts[(counts > 99).any(axis=1)]", (*GUARDS, "-k", "changes_within")),
+    Mutant("arms differ in more than the method", "analysis/mixups.py", 'if "FO" in arms and tell_apart(', "if False and tell_apart(", (*GUARDS, "-k", "no_methods_own")),
+    Mutant("a lead over noise of another length", "analysis/mixups.py", 'Finding("control not alike", scene.where, message, remedy, scene.leads)', 'Finding("control not alike", scene.where, message, remedy)', (*GUARDS, "-k", "another_length")),
+    Mutant("a claim on more than the method", "analysis/claims/compare.py", "{', '.join(apart)}\",) * bool(apart)", "{', '.join(apart)}\",) * 0", (CLAIMS, "-k", "more_than_the_method")),
+    Mutant("a share on more than the method", "analysis/claims/compare.py", " + doubt_settings(*left.arms, *right.arms)", "", (CLAIMS, "-k", "more_than_the_method")),
+    Mutant("rates of more than the method", "analysis/claims/rules.py", " + doubt_settings(fo.choice, own.choice)", "", (CLAIMS, "-k", "more_than_the_method")),
+    Mutant("one loss target twice", "analysis/curves.py", "abs(target - other) > span / 20", "True", (STATS, "-k", "rounded_by")),
 ]  # fmt: skip
 
 

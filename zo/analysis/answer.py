@@ -5,8 +5,8 @@ from collections import Counter
 import pandas as pd
 
 from zo.analysis import stats
-from zo.analysis.guards import Finding
 from zo.analysis.runs import spell_lr
+from zo.analysis.scene import Finding
 from zo.layout import spread
 
 
@@ -33,9 +33,16 @@ def state_answer(answer: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
             if not pd.isna(gain):
                 said = f"{gain:.3f} below" if gain > 0 else f"NOT below, but {-gain:.3f} above"
                 parts.append(f"{said} {control}")
+            elif len(_find_diverged(runs, zo, keys, control)):
+                parts.append(f"no {control} to compare with, which diverged")
         verdict = f" Verdict: {zo['verdict']}." if zo["verdict"] else ""
         sentences.append(f"{start}: {', '.join(parts)}.{_doubt_rates(answer, zo, keys)}{verdict}")
     return sentences
+
+
+def _find_diverged(runs: pd.DataFrame, zo: pd.Series, keys: list[str], mode: str) -> pd.DataFrame:
+    """Return a method's diverged runs in the context of `zo`."""
+    return _stand_beside(runs, zo, keys, mode).query("status == 'diverged'")
 
 
 def list_lost_methods(answer: pd.DataFrame, best: pd.DataFrame, runs: pd.DataFrame) -> list[str]:

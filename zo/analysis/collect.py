@@ -73,7 +73,7 @@ def read_folder(
     runs = summarize_runs(logs)
     answer = stats.compare_methods(runs)
     probed = probes.read_probes(logs)
-    findings = guards.raise_guards(runs, answer, backward_cost) + probes.check_epsilon(probed, logs)
+    findings = guards.raise_guards(logs, runs, answer, backward_cost) + probes.check_epsilon(probed, logs)
     tables = {
         "answer": judge_methods(answer, findings, runs),
         "guards": pd.DataFrame(

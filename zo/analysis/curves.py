@@ -3,6 +3,7 @@
 Curves are read between their logged points by straight lines and never continued past their ends.
 """
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -67,15 +68,16 @@ def cross(cost: np.ndarray, loss: np.ndarray, target: float) -> float:
 def choose_targets(cells: pd.DataFrame, start: float) -> list[float]:
     """Choose loss targets (nats): 50 % and 90 % of the way from `start` to the best ZO loss and to the best.
 
-    Of two closer than a twentieth of the whole way only the first is kept.
+    They are rounded to a hundredth of the whole way; of two closer than a twentieth only the first is kept.
     """
     trained = cells[~cells["mode"].isin(CONTROLS)]
     ends = [trained.loc[trained["mode"] == "ZO", "loss"].min(), trained["loss"].min()]
-    targets = []
+    targets, span = [], start - ends[1]
     for end in [end for end in ends if end < start]:
-        for target in (start - 0.5 * (start - end), start - 0.9 * (start - end)):
-            if all(abs(target - other) > (start - ends[1]) / 20 for other in targets):
-                targets.append(round(target, 2))
+        for part in (0.5, 0.9):
+            target = round(start - part * (start - end), max(2, 2 - math.floor(math.log10(span))))
+            if all(abs(target - other) > span / 20 for other in targets):
+                targets.append(target)
     return sorted(targets, reverse=True)
 
 

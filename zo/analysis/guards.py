@@ -1,88 +1,33 @@
 """Guards: the mistakes by which a comparison of methods wins falsely, looked for in the runs themselves.
 
 Each guard is one function of a `Scene`, what one context shows, and yields a `Finding` for each time that it
-is raised: what is wrong, what to do about it, and the methods whose verdict against FO it takes away.
+is raised: what is wrong, what to do about it, and the methods whose verdict against FO it takes away. Those
+on single runs that were mixed up are in mixups.py.
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import pandas as pd
 
 from zo.analysis import stats
-from zo.analysis.curves import BUDGETS, count_equivalents
-from zo.analysis.runs import spell_lr
+from zo.analysis.mixups import MIXUPS, TOLERANCE, sum_costs
+from zo.analysis.runs import Logs, spell_lr
+from zo.analysis.scene import Finding, Scene, find_leader, set_scenes
 
-TOLERANCE = 0.05
-"""Budgets within a twentieth of each other count as equal."""
 PASSES = "forward-pass equivalents"
 UNEVEN = 2
 """A method chosen as the best of so many times more settings than FO had more luck."""
 
 
-class Finding(NamedTuple):
-    """One raised guard. `withholds`: the methods (modes) whose verdict against FO it takes away."""
-
-    guard: str
-    where: str
-    message: str
-    remedy: str
-    withholds: tuple[str, ...] = ()
-
-
-class Scene(NamedTuple):
-    """One context: its name, its rows of `compare_methods`, its runs, and all runs (for naming)."""
-
-    where: str
-    answer: pd.DataFrame
-    runs: pd.DataFrame
-    study: pd.DataFrame
-    backward_cost: float
-
-    @property
-    def trained(self) -> pd.DataFrame:
-        """The rows of methods that train, the controls left out."""
-        return self.answer[~self.answer["mode"].isin(stats.CONTROLS)]
-
-    @property
-    def compared(self) -> tuple[str, ...]:
-        """The methods that get a verdict against FO."""
-        return tuple(mode for mode in self.trained["mode"] if mode != "FO")
-
-    def find_cost(self, mode: str) -> tuple[str, ...]:
-        """The verdicts that a fault of one method takes away: of FO all, of another its own."""
-        return self.compared if mode == "FO" else (mode,)
-
-
-def find_leader(row: pd.Series) -> str | None:
-    """Who ends lower, of FO and a row's method, by the difference's own interval; None where it holds 0."""
-    if row["minus_FO_low"] > 0:
-        return "FO"
-    return row["mode"] if row["minus_FO_high"] < 0 else None
-
-
-def raise_guards(runs: pd.DataFrame, answer: pd.DataFrame, backward_cost: float = 2.0) -> list[Finding]:
+def raise_guards(
+    logs: Logs, runs: pd.DataFrame, answer: pd.DataFrame, backward_cost: float = 2.0
+) -> list[Finding]:
     """Look at every context with every guard; those that take a verdict away come first."""
     found = []
-    for scene in set_scenes(runs, answer, backward_cost):
+    for scene in set_scenes(logs, runs, answer, backward_cost):
         if not scene.answer.empty:
             found += [finding for guard in GUARDS for finding in guard(scene)]
     return sorted(found, key=lambda finding: not finding.withholds)
-
-
-def set_scenes(runs: pd.DataFrame, answer: pd.DataFrame, backward_cost: float) -> Iterator[Scene]:
-    """Cut the runs and the answer by context."""
-    keys = stats.list_context(runs)
-
-    def cut(frame: pd.DataFrame) -> dict:
-        if frame.empty:
-            return {}
-        groups = frame.groupby(keys, dropna=False, sort=False)
-        return {stats.name_context(group.iloc[0], runs): group for _, group in groups}
-
-    answers = cut(answer)
-    for where, group in cut(runs).items():
-        yield Scene(where, answers.get(where, answer.iloc[:0]), group, runs, backward_cost)
 
 
 def check_tuning(scene: Scene) -> Iterator[Finding]:
@@ -92,6 +37,7 @@ def check_tuning(scene: Scene) -> Iterator[Finding]:
         if side := sides.get(row["edge"]):
             name, mode = stats.name_method(row, scene.study), row["mode"]
             message = f"{name}: its best learning rate, {spell_lr(row['lr'])}, is the {side} one tried"
+            message += f" in as many seeds: {row['tried']}" * (stats.FEWER in row["tried"])
             wanted = {"lowest": "lower ones", "highest": "higher ones"}.get(side, "lower and higher ones")
             remedy = f"add {wanted} to learning_rates of {mode}, until the best lies inside"
             yield Finding("not tuned", scene.where, message, remedy, scene.find_cost(mode))
@@ -112,10 +58,10 @@ def check_seeds(scene: Scene) -> Iterator[Finding]:
 def check_repeats(scene: Scene) -> Iterator[Finding]:
     """Runs of the same settings with one seed, or with none: they are counted as n, but may be one draw."""
     for _, row in scene.trained.iterrows():
-        seeds = stats.select_runs(scene.runs, row)["seed"]
+        seeds = scene.select_runs(row)["seed"]
         if len(seeds) > 1 and (seeds.isna().any() or seeds.duplicated().any()):
-            name = f"{stats.name_method(row, scene.study)}, lr {spell_lr(row['lr'])}"
-            message = f"{name}: n = {len(seeds)} counts runs whose seeds are unknown or the same"
+            message = f"{scene.name_cell(row)}: n = {len(seeds)} "
+            message += "counts runs whose seeds are unknown or the same"
             remedy = "log each run's seed and the setting in which they differ, or remove the repeats"
             yield Finding("seeds not distinct", scene.where, message, remedy, scene.find_cost(row["mode"]))
 
@@ -126,8 +72,7 @@ def check_lost_seeds(scene: Scene) -> Iterator[Finding]:
         mine = scene.runs[scene.runs["mode"] == row["mode"]]
         planned = mine["seed"].nunique()
         if 0 < row["n"] < planned:
-            name = stats.name_method(row, scene.study)
-            message = f"{name}, lr {spell_lr(row['lr'])}: {row['n']} of {planned} seeds have a result; "
+            message = f"{scene.name_cell(row)}: {row['n']} of {planned} seeds have a result; "
             message += "its mean is that of the survivors"
             remedy = "run the missing seeds (`snakemake` repeats crashed runs)"
             yield Finding("seeds missing", scene.where, message, remedy, scene.find_cost(row["mode"]))
@@ -182,13 +127,26 @@ def check_controls(scene: Scene) -> Iterator[Finding]:
         return
     there = set(scene.answer["mode"])
     wanted = ("Random", "Frozen") + ("LayerwiseFrozen",) * bool(there & {"LayerwiseFO", "LayerwiseZO"})
-    missing = [mode for mode in wanted if mode not in there]
+    missing = {mode: scene.runs[scene.runs["mode"] == mode] for mode in wanted if mode not in there}
     if missing:
-        message = f"no {' and no '.join(missing)} run: nothing here shows what no training, or noise of the "
-        message += "estimate's length, would have reached"
-        leads = tuple(row["mode"] for _, row in scene.trained.iterrows() if find_leader(row) == row["mode"])
-        remedy = f"add {' and '.join(missing)} to modes"
-        yield Finding("no control", scene.where, message, remedy, leads)
+        absent = [mode for mode, runs in missing.items() if runs.empty]
+        lost = {mode: runs for mode, runs in missing.items() if not runs.empty}
+        told = [f"no {' and no '.join(absent)} run"] * bool(absent) + list(map(_tell_lost, lost.values()))
+        message = f"{'; '.join(told)}: nothing here shows what no training, or noise of the estimate's "
+        message += "length, would have reached"
+        remedies = [f"add {' and '.join(absent)} to modes"] * bool(absent)
+        remedies += [f"run {' and '.join(lost)} at a lower learning rate"] * bool(lost)
+        yield Finding("no control", scene.where, message, ", ".join(remedies), scene.leads)
+
+
+def _tell_lost(runs: pd.DataFrame) -> str:
+    """Say of a control without a result at which rates it diverged, and how; or that it crashed."""
+    mode, gone = runs["mode"].iloc[0], runs[runs["status"] == "diverged"]
+    if gone.empty:
+        return f"no {mode} run finished"
+    rates = [spell_lr(rate) for rate in sorted(gone["lr"].unique())]
+    where = f"the only rate tried: {rates[0]}" if len(rates) == 1 else f"every rate tried: {', '.join(rates)}"
+    return f"{mode} diverged at {where} ({len(gone)} of {len(runs)} runs; {gone['reason'].iloc[0]})"
 
 
 def check_budgets(scene: Scene) -> Iterator[Finding]:
@@ -250,10 +208,7 @@ def _find_buyer(row: pd.Series, mine: dict[str, float], theirs: dict[str, float]
 
 def _sum_costs(scene: Scene, cell: pd.Series) -> dict[str, float]:
     """Median over seeds of what a cell's runs had spent at their ends; NaN where it was not logged."""
-    mine = stats.select_runs(scene.runs, cell)
-    spent = mine.assign(step=mine["steps"], equivalents=count_equivalents(mine, scene.backward_cost))
-    kinds = {kind: column for kind, column in BUDGETS.items() if kind != "seconds"}
-    return {kind: float(spent[column].astype(float).median()) for kind, column in kinds.items()}
+    return sum_costs(scene, scene.select_runs(cell)).median().to_dict()
 
 
 def check_validation(scene: Scene) -> Iterator[Finding]:
@@ -301,4 +256,5 @@ GUARDS: tuple[Callable[[Scene], Iterator[Finding]], ...] = (
     check_divergence,
     check_controls,
     check_tries,
+    *MIXUPS,
 )

@@ -27,6 +27,8 @@ PROBLEM_AXES = ("scope", "batch_size", "model_size", "architecture", "dataset", 
 ALIASES = {"query_budget_q": "q", "query_budget": "q", "learning_rate": "lr"}
 NAMES = {"q": "query_budget_q", "lr": "learning_rate"}
 FACTS = ("trainable_parameters",)  # in `Logs.specs` because a law needs them, but no setting
+BLEW_UP, NO_BETTER = 2.0, 0.95
+"""A loss above twice the untrained model's blew up; a last one above 0.95 of it never came back."""
 COUNTERS = ("tokens", "tokens_evaluated", "forward_passes", "backward_passes")
 NAME = re.compile(r"(?P<mode>[^_]+)_(?P<scope>[^_]+)_bs(?P<batch_size>\d+)_q(?P<q>\d+)_lr(?P<lr>[^_]+)")
 
@@ -69,6 +71,7 @@ def summarize_runs(logs: Logs) -> pd.DataFrame:
     `final_loss` is the mean over the last 10 % of the rows with a training loss (at least one row);
     `final_val_loss` is the last one measured, and empty where the run did not finish. A diverged run's
     `final_loss` is inf where one of those rows is. `tokens_per_second` is tokens / seconds of the whole run.
+    A run that ended by itself but blew up (`_tell_blow_up`) is a diverged one.
     """
     settings = pd.DataFrame([read_settings(logs, run) for run in logs.frames], index=list(logs.frames))
     for axis in CORE_AXES:
@@ -236,16 +239,43 @@ def _measure_run(logs: Logs, run: str) -> dict:
 
 
 def _judge_run(outcome: dict, column: dict[str, np.ndarray]) -> tuple[str, str | None]:
-    """Return status and reason: from the outcome, else no rows: crashed, last loss inf: diverged."""
-    if outcome.get("status") in ("done", "diverged", "crashed"):
+    """Return status and reason: from the outcome, else no rows: crashed, last loss inf: diverged.
+
+    A run that is done, by its outcome or without one, but blew up is diverged: its log decides.
+    """
+    if outcome.get("status") in ("diverged", "crashed"):
         return outcome["status"], outcome.get("reason")
-    if not len(column["step"]):
-        return "crashed", "its log has no rows and no outcome was recorded"
-    for name in ("loss", "val_loss"):
-        if np.isinf(_last(column[name])):
-            first = column["step"][np.isinf(column[name])][0]
-            return "diverged", f"{name} not finite from step {first:.0f}"
+    if outcome.get("status") != "done":
+        if not len(column["step"]):
+            return "crashed", "its log has no rows and no outcome was recorded"
+        for name in ("loss", "val_loss"):
+            if np.isinf(_last(column[name])):
+                first = column["step"][np.isinf(column[name])][0]
+                return "diverged", f"{name} not finite from step {first:.0f}"
+    if blow_up := _tell_blow_up(column):
+        return "diverged", blow_up
     return "done", None
+
+
+def _tell_blow_up(column: dict[str, np.ndarray]) -> str | None:
+    """Say how a run blew up: it lost more than BLEW_UP times the untrained model, and stayed no better.
+
+    Some training or validation loss after step 0 above BLEW_UP x the validation loss at step 0, and the last
+    validation loss above NO_BETTER x that. None for a run that did not, or that came back, and where the
+    untrained model or a later validation loss was not measured.
+    """
+    trained = column["step"] > 0
+    seen = ~np.isnan(column["val_loss"])
+    start, val = column["val_loss"][seen & (column["step"] == 0)], column["val_loss"][seen & trained]
+    if not len(start) or not len(val):
+        return None
+    losses = np.fmax(column["loss"], column["val_loss"])[trained]
+    peak = np.nanmax(losses)
+    if peak <= BLEW_UP * start[0] or val[-1] <= NO_BETTER * start[0]:
+        return None
+    step = column["step"][trained][np.nanargmax(losses)]
+    began = f"a loss of {peak:.6g} at step {step:.0f}, more than twice the untrained model's"
+    return f"blew up: {began}; it ended at {val[-1]:.4g}, no better than it began"
 
 
 def _last(values: np.ndarray) -> float:

@@ -19,6 +19,7 @@ CONTROLS = ("Random", "Frozen", "LayerwiseFrozen")
 """Modes that show what the others are worth: they get no verdict and have no best learning rate."""
 ENDS = ("", "_low", "_high", "_n")  # of the columns that hold an Interval
 SHORT = {"batch_size": "bs", "model_size": ""}  # bs as run names have it; a size says what it is
+FEWER = "fewer seeds"
 EDGE_WARNINGS = {
     "low edge": "best is the lowest learning rate tried: the optimum may lie below",
     "high edge": "best is the highest learning rate tried: the optimum may lie above",
@@ -72,7 +73,8 @@ def best_learning_rates(runs: pd.DataFrame) -> pd.DataFrame:
 
     One row a cell: its axes, `lr`, `n` (seeds), `loss` with `low` and `high`, `tried`, `diverged`, `edge`
     and `warning`. A learning rate that diverged in any seed counts as tried but cannot be chosen (the mean
-    of its survivors would flatter it). Controls get no edge: the smallest step is always best for them.
+    of its survivors would flatter it); one that ran in fewer seeds than the chosen one is no try. Controls
+    get no edge: the smallest step is always best for them.
     """
     axes = [*list_context(runs), "mode", "q", *list_knobs(runs)]
     score = pick_score(runs)
@@ -89,17 +91,33 @@ def _choose_lr(cell: pd.DataFrame, score: str) -> dict:
     known = cell[cell["status"] != "crashed"]
     gone = known.loc[known["status"] == "diverged", "lr"]
     done = known[(known["status"] == "done") & known[score].notna() & ~known["lr"].isin(gone)]
-    tried = sorted(known["lr"].dropna().unique())
+    everything = sorted(known["lr"].dropna().unique())
     mode = cell["mode"].iloc[0]
-    facts = {"tried": ", ".join(map(spell_lr, tried)), "diverged": len(gone)}
+    facts = {"tried": ", ".join(map(spell_lr, everything)), "diverged": len(gone)}
     if done.empty:
         nothing = {"lr": np.nan, "n": 0, "loss": np.nan, "low": np.nan, "high": np.nan}
         return nothing | facts | {"edge": "none", "warning": EDGE_WARNINGS["none"]}
-    lr = done.groupby("lr", dropna=False)[score].mean().idxmin()
+    rates = done.groupby("lr", dropna=False)[score].agg(["mean", "size"])
+    seeds = rates["size"][rates["mean"] == rates["mean"].min()].min()
+    tried = [rate for rate in everything if rate in set(gone) or rates["size"].get(rate, 0) >= seeds]
+    lr = settle_rate(dict(zip(rates.index, rates["mean"], strict=True)), tried)
     loss = mean_interval(done.loc[(done["lr"] == lr) | pd.isna(lr), score])
     edge = "" if mode in CONTROLS else flag_edge(lr, tried)
+    facts["tried"] = tell_tried(tried, everything)
     chosen = {"lr": lr, "n": loss.n, "loss": loss.mean, "low": loss.low, "high": loss.high}
     return chosen | facts | {"edge": edge, "warning": EDGE_WARNINGS.get(edge, "")}
+
+
+def tell_tried(tried: list[float], everything: list[float]) -> str:
+    """List the rates tried, after them those that fewer seeds ran with: '1e-02 (fewer seeds: 1e-03)'."""
+    few = ", ".join(spell_lr(rate) for rate in everything if rate not in tried)
+    return ", ".join(map(spell_lr, tried)) + (f" ({FEWER}: {few})" if few else "")
+
+
+def settle_rate(means: dict[float, float], tried: list[float]) -> float:
+    """Return the rate of the least mean loss; of equal ones one at an edge, for that doubt must not hide."""
+    tied = [rate for rate, mean in means.items() if mean == min(means.values())]
+    return next((rate for rate in tied if flag_edge(rate, tried)), tied[0])
 
 
 def flag_edge(lr: float, tried: list[float]) -> str:

@@ -32,7 +32,7 @@ def show_best(best: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
 def show_convergence(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """Lay out the cost of each loss target."""
     frame = _name_rows(table, runs)
-    frame.insert(1, "loss", table["target"].map("{:.3f}".format))
+    frame.insert(1, "loss", table["target"].map(_spell_target))
     frame["reached"] = table["reached"].astype(str) + "/" + table["n"].astype(str)
     for name, title in {"step": "steps", "forward_passes": "forward", "equivalents": "fwd equiv."}.items():
         frame[title] = table[name].map(shorten)
@@ -88,6 +88,11 @@ def _name_rows(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     frame["method"] = [stats.name_method(row, runs) for row in rows]
     lr = table["lr"].where(table["mode"] != "Frozen") if "lr" in table else None  # Frozen uses none
     return frame.assign(lr=lr.map(spell_lr)) if "lr" in table else frame
+
+
+def _spell_target(target: float) -> str:
+    """Write a loss with three digits, or with all that tell it from others near it."""
+    return text if float(text := f"{target:.3f}") == target else f"{target:.10g}"
 
 
 def _spell_ratio(row: pd.Series) -> str:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from zo.analysis.guards import Finding
 from zo.analysis.intervals import Interval, widen
+from zo.analysis.scene import Finding
 from zo.analysis.stats import CONTROLS, ENDS, name_context
 
 UNDECIDED = "undecided"

@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_claims import RATES, STEPS, TRUTH, write_claims_study, write_line, write_probes
-from made_runs import START, write_beside, write_run
+from made_runs import START, blow_up, write_beside, write_run
 from scipy.stats import ttest_1samp, ttest_rel
 
 from zo.analysis.claims.arms import Arm, Budget, Evidence, refine_minimum
-from zo.analysis.claims.judge import COLUMNS, judge_claims, write_claims
+from zo.analysis.claims.judge import COLUMNS, judge_claims, lay_cards, write_claims
 from zo.analysis.claims.rules import CLAIMS, VARIANCE_MARGIN
 from zo.analysis.runs import read_logs, summarize_runs
 from zo.errors import UserError
@@ -161,9 +161,26 @@ def test_best_rates_are_refined_between_the_rates_tried(folder):
     write_claims_study(folder, noise=0)
     table = judge(folder)
     judged = table[table["role"] == "judged"].set_index("quantity")["effect"]
-    assert judged["log10 lr(ZO q=1) / lr(FO)"] == pytest.approx(np.log10(1e-3 / 0.2))
-    assert judged["log10 lr(ZO q=4) / lr(FO)"] == pytest.approx(np.log10(4e-3 / 0.2))
+    assert judged["log10 lr(ZO q=1) / lr(FO) at equal steps"] == pytest.approx(np.log10(1e-3 / 0.2))
+    assert judged["log10 lr(ZO q=4) / lr(FO) at equal steps"] == pytest.approx(np.log10(4e-3 / 0.2))
     assert judged["slope of log10 lr against log10 q at equal steps"] == pytest.approx(1)
+
+
+def test_beside_a_rate_that_blew_up_the_best_rate_is_not_refined(folder):
+    """It ended as done: its loss is no point of a parabola, whichever it ended at."""
+    write_claims_study(folder, noise=0)
+    before = find_rates(folder)
+    blow_up(folder, "ZO_full_bs4_q4_lr1e-01_seed1", at=10)
+    after = find_rates(folder)
+    assert after[[0, 2]].tolist() == before[[0, 2]].tolist()
+    assert (before[1], after[1]) == (pytest.approx(np.log10(4e-3)), -2)
+
+
+def find_rates(folder):
+    """Log10 of each seed's best learning rate of ZO with four queries, at the end."""
+    logs = read_logs(folder)
+    evidence, budget = Evidence(logs, summarize_runs(logs)), Budget("steps", STEPS)
+    return evidence.find_rates(evidence.choose(Arm("ZO", q=4), budget), budget)[0]
 
 
 def test_a_parabola_is_lowest_where_it_is_and_never_beyond_its_neighbours():
@@ -335,6 +352,41 @@ def test_a_rate_at_the_edge_of_its_grid_is_not_tuned(folder):
     assert "not tuned: FO, full, lr 1e-01: best is the highest" in table["reason"]["C1"]
 
 
+def test_a_rate_as_good_as_one_at_the_edge_is_not_tuned(folder):
+    write_all(folder)
+    for seed in (0, 1, 2):
+        for lr in (1e-1, 1e0):
+            write_line(folder, "FO", "full", 0, lr, seed, 3.0 + 0.02 * seed)
+    for name in ("C1", "C7a"):
+        verdict, reason, _ = claim_of(folder, name)
+        assert (verdict, "highest learning rate tried" in reason) == ("undecided", True)
+
+
+@pytest.mark.parametrize(
+    ("mode", "other", "claims"),
+    [
+        ("FO_full", {"precision": "bf16"}, ("C1", "C3", "C4", "C7a")),
+        ("ZO_full_bs4_q1_", {"validation_blocks": 4}, ("C5", "C6", "C7a", "C7b")),
+        ("Frozen_reduced", {"dataset_revision": "abc"}, ("C3",)),
+        ("LayerwiseZO", {"validation_block_size": 32}, ("C4",)),
+    ],
+)
+def test_arms_that_differ_in_more_than_the_method_decide_nothing(folder, mode, other, claims):
+    shared = {"precision": "fp32", "validation_blocks": 64, "validation_block_size": 64}
+    write_all(folder, spec=shared | {"dataset_revision": None})
+    before = judge(folder).drop_duplicates("claim").set_index("claim")["verdict"]
+    assert (before == "supported").all()
+    for path in folder.glob(f"{mode}*.csv"):
+        write_beside(folder, path.stem, "spec.json", shared | {"dataset_revision": None} | other)
+    table = judge(folder).drop_duplicates("claim").set_index("claim")
+    [(key, value)] = other.items()
+    for name in claims:
+        assert table["verdict"][name] == "undecided"
+        assert f"more than the method differs: {key} (" in table["reason"][name]
+        assert f" {value}" in table["reason"][name]
+    assert (table["verdict"].drop([*claims, "C8"]) == "supported").all()
+
+
 def test_a_swapped_sign_that_climbs_is_no_evidence_that_zo_falls_behind(folder):
     truth = {
         key: (7.0, best) if key[:2] == ("ZO", "full") else (end, best) for key, (end, best) in TRUTH.items()
@@ -488,6 +540,14 @@ def test_short_runs_of_a_larger_model_are_measured_for_memory_alone(folder):
     pd.testing.assert_frame_equal(before[same], after[after["claim"] != "C8"])
     effects = after[after["claim"] == "C8"]["effect"].tolist()
     assert effects == pytest.approx([2001.0, 2101.0, 100.0])
+
+
+def test_every_row_says_its_budget_and_what_it_compared(folder):
+    write_all(folder)
+    for card in lay_cards(judge(folder)):
+        assert card.shown["quantity"].is_unique
+        for quantity in card.shown["quantity"]:
+            assert any(quantity in line for line in card.compared)
 
 
 # --- the command ---------------------------------------------------------------------------------

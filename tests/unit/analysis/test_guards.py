@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from made_runs import START, write_crash, write_run
+from made_runs import START, blow_up, write_beside, write_crash, write_run
 
 from zo.analysis.answer import state_answer
 from zo.analysis.collect import read_folder
 from zo.analysis.summary import stats_text, write_summary
 from zo.analysis.verdicts import state_comparisons
 
-RATES = {"FO": (1e-3, 1e-2, 1e-1), "ZO": (1e-4, 1e-3, 1e-2), "Random": (1e-4,), "Frozen": (1e-5,)}
+RATES = {"FO": (1e-3, 1e-2, 1e-1), "ZO": (1e-4, 1e-3, 1e-2), "Random": (1e-3,), "Frozen": (1e-5,)}
 Q = {"ZO": 8, "Random": 8}
 
 
@@ -294,3 +294,178 @@ def test_every_guard_is_loud_in_the_summary_and_in_every_format(folder, tmp_path
     assert "N = 1 (full" in stats_text(folder, format="md")
     assert r"\section*{Guards" in stats_text(folder, format="tex")
     assert {row["guard"] for row in json.loads(stats_text(folder, format="json"))["guards"]} >= {"n = 1"}
+
+
+# --- runs that were mixed up ---------------------------------------------------------------------
+
+SHARED = {
+    **{"precision": "fp32", "weights": "fp32", "ranks": 1, "block_size": 64, "batch_size": 4},
+    **{"validation_blocks": 64, "validation_block_size": 64, "dataset": "shakespeare"},
+    **{"dataset_revision": None, "tokenizer": "bpe", "vocab_size": 512, "epsilon": 1e-3},
+    **{"optimizer": "sgd", "momentum": 0.0, "sides": "two", "validation_interval": 10, "max_steps": 100},
+}
+
+
+def edit(folder, pattern, change):
+    """Change the frames of some logs."""
+    paths = list(folder.glob(pattern))
+    assert paths
+    for path in paths:
+        change(pd.read_csv(path)).to_csv(path, index=False)
+
+
+def test_an_honest_study_with_specs_is_free_of_findings(folder):
+    write_honest(folder, spec=SHARED)
+    for path in folder.glob("ZO_*.csv"):  # what may differ: how it is watched, and a method's own
+        own = {"validation_interval": 20, "max_steps": None, "max_forwards": 1600, "sides": "one"}
+        write_beside(folder, path.stem, "spec.json", SHARED | own)
+    assert set(guards_of(folder)) == {"unequal budget", "control not alike"}  # sides are the estimate's
+    for path in folder.glob("Random_*.csv"):
+        write_beside(folder, path.stem, "spec.json", SHARED | {"sides": "one"})
+    assert set(guards_of(folder)) == {"unequal budget"}
+    assert verdict_of(folder) == "FO ahead"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        *({"validation_blocks": 4}, {"validation_block_size": 32}, {"precision": "bf16"}),
+        *({"weights": "bf16"}, {"dataset_revision": "abc"}, {"ranks": 2}),
+    ],
+)
+@pytest.mark.parametrize("mode", ["FO", "ZO"])
+def test_a_setting_that_is_no_methods_own_withholds_the_verdict(folder, mode, other):
+    write_honest(folder, spec=SHARED)
+    for path in folder.glob(f"{mode}_*.csv"):
+        write_beside(folder, path.stem, "spec.json", SHARED | other)
+    found = guards_of(folder)["settings differ"]
+    [(key, value)] = other.items()
+    assert f"{key} (" in found.message
+    assert f"{mode} {value}" in found.message
+    assert verdict_of(folder) == "withheld: settings differ"
+
+
+def test_the_block_size_that_was_logged_is_a_setting_too(folder):
+    write_honest(folder)
+    edit(folder, "FO_*.csv", lambda frame: frame.assign(block_size=128))
+    assert guards_of(folder)["settings differ"].message.endswith(
+        "block_size (FO 128, ZO 64, Random 64, Frozen 64)"
+    )
+    assert "settings differ" in verdict_of(folder)
+
+
+def test_one_seed_in_half_precision_is_found_among_the_others(folder):
+    write_honest(folder, spec=SHARED)
+    write_beside(folder, "FO_full_bs4_q0_lr1e-02_seed1", "spec.json", SHARED | {"precision": "bf16"})
+    assert "precision (FO bf16 and fp32, ZO fp32," in guards_of(folder)["settings differ"].message
+
+
+@pytest.mark.parametrize("mode", ["FO", "ZO"])
+def test_another_start_than_fos_in_one_seed_withholds_the_verdict(folder, mode):
+    write_honest(folder)
+
+    def start_at(loss):
+        return lambda frame: frame.assign(val_loss=frame["val_loss"].mask(frame["step"] == 0, loss))
+
+    edit(folder, f"{mode}_*_seed1.csv", start_at(1.009 * START))
+    assert "other start" not in guards_of(folder)
+    edit(folder, f"{mode}_*_seed1.csv", start_at(1.02 * START))
+    assert f"{mode} 6.12" in guards_of(folder)["other start"].message
+    assert verdict_of(folder) == "withheld: other start"
+
+
+def test_a_study_without_fo_has_nothing_to_be_unlike(folder):
+    write_honest(folder, modes=("ZO", "Random", "Frozen"), spec=SHARED)
+    assert not set(guards_of(folder)) & {"other start", "settings differ"}
+    assert verdict_of(folder) == "no FO run to compare with"
+
+
+@pytest.mark.parametrize("thinned", [False, True])
+def test_a_copy_of_another_seed_is_no_seed(folder, thinned):
+    write_honest(folder)
+    for lr in RATES["FO"]:
+        run = f"FO_full_bs4_q0_lr{lr:.0e}"
+        frame = pd.read_csv(folder / f"{run}.csv").assign(seed=1)
+        frame = frame[frame["val_loss"].notna()] if thinned else frame
+        frame.to_csv(folder / f"{run}_seed1.csv", index=False)
+    message = guards_of(folder)["copied run"].message
+    assert message.endswith("both have a loss: FO_full_bs4_q0_lr1e-02 and FO_full_bs4_q0_lr1e-02_seed1")
+    assert verdict_of(folder) == "withheld: copied run"
+
+
+@pytest.mark.parametrize("mode", ["FO", "ZO"])
+def test_a_seed_that_ended_before_the_others_withholds_the_verdict(folder, mode):
+    write_honest(folder)
+    edit(folder, f"{mode}_*_seed2.csv", lambda frame: frame[frame["step"] <= 60])
+    message = guards_of(folder)["cut short"].message
+    assert "these at 100 steps" in message
+    assert "_seed2 at 60" in message
+    assert "cut short" in verdict_of(folder)
+
+
+def test_a_rate_that_changes_within_a_log_is_not_its_first_rows(folder):
+    write_honest(folder)
+
+    def resume(frame):
+        late = frame["step"] > 50
+        return frame.assign(lr=frame["lr"].mask(late, 0.1), batch_size=frame["batch_size"].mask(late, 16))
+
+    edit(folder, "ZO_*_lr1e-03_seed1.csv", resume)
+    [finding] = [found for found in read_folder(folder).findings if found.guard == "changed half-way"]
+    assert "ZO_full_bs4_q8_lr1e-03_seed1: " in finding.message
+    assert "lr 0.001 to 0.1 at row 12 (step 55)" in finding.message
+    assert "batch_size 4.0 to 16.0 at row 12" in finding.message
+    assert verdict_of(folder) == "withheld: changed half-way"
+
+
+def test_neighbours_of_one_seed_alone_tune_nothing(folder):
+    write_honest(folder)
+    for seed in (1, 2):
+        for lr in ("1e-03", "1e-01"):
+            (folder / f"FO_full_bs4_q0_lr{lr}_seed{seed}.csv").unlink()
+    said = "is the only one tried in as many seeds: 1e-02 (fewer seeds: 1e-03, 1e-01)"
+    assert said in guards_of(folder)["not tuned"].message
+    assert verdict_of(folder) == "withheld: not tuned"
+
+
+def test_a_rate_that_diverged_in_the_one_seed_that_ran_it_was_tried(folder):
+    write_honest(folder)
+    for seed in (1, 2):
+        (folder / f"FO_full_bs4_q0_lr1e-01_seed{seed}.csv").unlink()
+    blow_up(folder, "FO_full_bs4_q0_lr1e-01")
+    assert "not tuned" not in guards_of(folder)
+
+
+# --- controls ------------------------------------------------------------------------------------
+
+
+def test_a_control_that_blew_up_is_said_and_no_lead_stands_on_it(folder, tmp_path):
+    write_honest(folder)
+    for path in folder.glob("Random_*.csv"):
+        blow_up(folder, path.stem, peak=1e7)
+    found = guards_of(folder)["no control"]
+    assert found.message.startswith(
+        "Random diverged at the only rate tried: 1e-03 (3 of 3 runs; blew up: a loss of 1e+07 at step 50"
+    )
+    text = " ".join(write_summary(folder, tmp_path / "s.txt", tmp_path / "s.csv").split())
+    assert "no Random to compare with, which diverged" in text
+    assert "full: Random has no learning rate that finished in every seed (3 diverged)." in text
+    assert verdict_of(folder, backward_cost=EQUAL_PASSES) == "FO ahead"
+    put_ahead(folder)
+    assert verdict_of(folder, backward_cost=EQUAL_PASSES) == "withheld: no control"
+
+
+@pytest.mark.parametrize(
+    ("q", "lr", "said"), [(8, 1e-4, "lr (ZO 0.001, Random 0.0001)"), (1, 1e-3, "q (ZO 8, Random 1)")]
+)
+def test_noise_of_another_length_than_zos_is_no_control_for_a_lead(folder, q, lr, said):
+    write_honest(folder, modes=("FO", "ZO", "Frozen"))
+    for seed in (0, 1, 2):
+        write_run(folder, "Random", "full", q, lr, seed=seed)
+    assert said in guards_of(folder)["control not alike"].message
+    assert verdict_of(folder, backward_cost=EQUAL_PASSES) == "FO ahead"
+    put_ahead(folder)
+    assert verdict_of(folder, backward_cost=EQUAL_PASSES) == "withheld: control not alike"
+    for seed in (0, 1, 2):  # among others; the best of them is the harder one to beat
+        write_run(folder, "Random", "full", 8, 1e-3, seed=seed)
+    assert "control not alike" not in guards_of(folder)

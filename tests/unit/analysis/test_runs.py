@@ -7,7 +7,16 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from made_runs import name_run, true_val_loss, write_beside, write_crash, write_run, write_sweep
+from made_runs import (
+    START,
+    blow_up,
+    name_run,
+    true_val_loss,
+    write_beside,
+    write_crash,
+    write_run,
+    write_sweep,
+)
 
 from zo.analysis.runs import COLUMNS, read_logs, spell_lr, summarize_runs
 from zo.errors import UserError
@@ -69,6 +78,55 @@ def test_the_outcome_file_decides_over_the_log(folder):
     write_beside(folder, run, "outcome.json", {"status": "diverged", "reason": "20 steps above", "step": 100})
     row = read_table(folder).loc[run]
     assert (row["status"], row["reason"]) == ("diverged", "20 steps above")
+
+
+@pytest.mark.parametrize("outcome", [None, {"status": "done", "reason": None}])
+def test_a_run_that_blew_up_and_stayed_no_better_is_diverged_though_it_is_done(folder, outcome):
+    run = write_run(folder, "ZO", q=1)
+    blow_up(folder, run, peak=191_024)
+    if outcome:
+        write_beside(folder, run, "outcome.json", outcome)
+    row = read_table(folder).loc[run]
+    assert row["status"] == "diverged"
+    assert row["reason"] == (
+        "blew up: a loss of 191024 at step 50, more than twice the untrained model's; "
+        "it ended at 6, no better than it began"
+    )
+    assert pd.isna(row["final_val_loss"])
+
+
+@pytest.mark.parametrize("column", ["loss", "val_loss"])
+def test_either_loss_shows_that_a_run_blew_up(folder, column):
+    run = write_run(folder, "ZO", q=1)
+    blow_up(folder, run)
+    path = folder / f"{run}.csv"
+    frame = pd.read_csv(path)
+    frame[column] = frame[column].clip(upper=START)
+    frame.to_csv(path, index=False)
+    assert read_table(folder).loc[run, "status"] == "diverged"
+
+
+@pytest.mark.parametrize(
+    "rose",
+    [
+        {"peak": 14.06, "end": 0.9 * START},  # it came back
+        {"peak": 1.9 * START, "end": 1.5 * START},
+    ],
+)
+def test_a_run_that_came_back_or_rose_a_little_is_done(folder, rose):
+    run = write_run(folder, "ZO", q=1)
+    blow_up(folder, run, **rose)
+    row = read_table(folder).loc[run]
+    assert (row["status"], row["final_val_loss"]) == ("done", rose["end"])
+
+
+def test_without_the_untrained_models_loss_nothing_is_known_to_have_blown_up(folder):
+    run = write_run(folder, "ZO", q=1)
+    blow_up(folder, run)
+    path = folder / f"{run}.csv"
+    frame = pd.read_csv(path)
+    frame[frame["step"] > 0].to_csv(path, index=False)
+    assert read_table(folder).loc[run, "status"] == "done"
 
 
 def test_a_crashed_run_names_its_log(folder):

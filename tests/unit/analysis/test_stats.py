@@ -83,6 +83,23 @@ def test_edges_are_flagged(lr, tried, edge):
     assert stats.flag_edge(lr, tried) == edge
 
 
+def test_of_two_rates_alike_the_one_at_the_edge_is_the_doubt(folder):
+    for seed in (0, 1):
+        for lr in (1e-4, 1e-3, 1e-2):
+            write_run(folder, "ZO", q=8, lr=lr, seed=seed, val_loss={1e-4: 5.0}.get(lr, 4.0))
+    best = stats.best_learning_rates(load(folder)[1]).iloc[0]
+    assert (best["lr"], best["edge"]) == (1e-2, "high edge")
+
+
+def test_a_rate_that_fewer_seeds_ran_with_is_no_try(folder):
+    for lr in (1e-4, 1e-3, 1e-2):
+        for seed in (0, 1) if lr == 1e-3 else (0,):
+            write_run(folder, "ZO", q=8, lr=lr, seed=seed)
+    best = stats.best_learning_rates(load(folder)[1]).iloc[0]
+    assert (best["lr"], best["n"], best["edge"]) == (1e-3, 2, "single value")
+    assert best["tried"] == "1e-03 (fewer seeds: 1e-04, 1e-02)"
+
+
 def test_a_learning_rate_that_diverged_in_one_seed_is_not_chosen(folder):
     for seed in (0, 1):
         write_run(folder, "ZO", q=8, lr=1e-4, seed=seed)
@@ -141,6 +158,19 @@ def test_automatic_targets_lie_between_start_and_best(sweep):
     targets = curves.measure_convergence(*sweep)["target"].unique()
     assert len(targets) >= 3
     assert START > max(targets) > min(targets) > stats.best_learning_rates(sweep[1])["loss"].min()
+
+
+@pytest.mark.parametrize(
+    ("fo", "zo", "start", "targets"),
+    [
+        (10.8711, 10.8570, 10.913, [10.885, 10.8626]),  # one way to go: both ends are ZO's
+        (3.487, 5.458, 6.23, [5.84, 5.54, 4.86, 3.76]),
+        (3.0, 3.0, 3.0, []),
+    ],
+)
+def test_targets_are_rounded_by_the_way_there_is_and_none_stands_twice(fo, zo, start, targets):
+    cells = pd.DataFrame({"mode": ["FO", "ZO"], "loss": [fo, zo]})
+    assert curves.choose_targets(cells, start) == targets
 
 
 def test_equal_budgets_interpolate_within_the_common_range(sweep):

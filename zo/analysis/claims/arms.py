@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from zo.analysis.alike import Settings, gather_settings
 from zo.analysis.curves import BUDGETS, find_span, index_seeds, read_at, read_curves
 from zo.analysis.probes import read_probes
 from zo.analysis.runs import Logs, spell_lr
@@ -22,6 +23,7 @@ from zo.analysis.stats import (
     list_knobs,
     name_method,
     pick_score,
+    settle_rate,
 )
 from zo.layout import shorten
 from zo.sizes import SIZES
@@ -77,14 +79,15 @@ class Cell(NamedTuple):
 class Choice(NamedTuple):
     """An arm at the cell and the learning rate that are best at a budget: `runs`, `losses` (nats) by seed.
 
-    What speaks against a verdict on it: `untuned`, that its rate lies on the edge of those tried, and
-    `faults`, whatever its rate.
+    `settings`: those that it must have alike with what it is compared with (alike.py). What speaks against a
+    verdict on it: `untuned`, that its rate lies on the edge of those tried, and `faults`, whatever its rate.
     """
 
     cell: Cell
     runs: pd.DataFrame
     losses: pd.Series
     told: str
+    settings: Settings
     untuned: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
 
@@ -137,10 +140,11 @@ class Evidence:
             start, end = self._find_span(cell, budget.kind)
             if arm.mode != "Frozen" and not start <= budget.amount <= end / ROUNDING:
                 continue
-            for rate, runs in cell.complete.items():
-                losses = self._read_losses(runs, budget)
-                if losses.mean() < lowest:
-                    best, lowest = (cell, rate, losses), losses.mean()
+            losses = {rate: self._read_losses(runs, budget) for rate, runs in cell.complete.items()}
+            means = {rate: own.mean() for rate, own in losses.items()}
+            rate = settle_rate(means, cell.tried)
+            if means[rate] < lowest:
+                best, lowest = (cell, rate, losses[rate]), means[rate]
         if best is None:
             raise Lacking(f"no {arm} that was measured around {budget}")
         return self._describe(arm, *best)
@@ -160,7 +164,7 @@ class Evidence:
             at = dict(zip(done["lr"], read_at(curves, done, budget.column, budget.amount), strict=True))
             rates = sorted(own["lr"].unique())
             losses = np.array([at.get(rate, np.inf) for rate in rates])
-            if edge := flag_edge(rates[losses.argmin()], rates):
+            if edge := flag_edge(settle_rate(dict(zip(rates, losses, strict=True)), rates), rates):
                 edges.setdefault(edge, []).append(str(seed))
             found[seed] = refine_minimum(np.log10(rates), losses)
         doubts = [
@@ -220,12 +224,14 @@ class Evidence:
     def _describe(self, arm: Arm, cell: Cell, rate: float, losses: pd.Series) -> Choice:
         """Say what was chosen, and what speaks against a verdict on it."""
         runs = cell.complete[rate]
+        settings = gather_settings(self.logs, runs["run"])
         if arm.mode in CONTROLS:
-            return Choice(cell, runs, losses, cell.name)
+            return Choice(cell, runs, losses, cell.name, settings)
         untuned, told = [], f"{cell.name} (lr {spell_lr(rate)} of {', '.join(map(spell_lr, cell.tried))})"
         if edge := flag_edge(rate, cell.tried):
             untuned.append(f"not tuned: {cell.name}, lr {spell_lr(rate)}: {EDGE_WARNINGS[edge]}")
-        return Choice(cell, runs, losses, told, tuple(untuned), tuple(self._find_faults(cell, runs, losses)))
+        faults = tuple(self._find_faults(cell, runs, losses))
+        return Choice(cell, runs, losses, told, settings, tuple(untuned), faults)
 
     def _find_faults(self, cell: Cell, runs: pd.DataFrame, losses: pd.Series) -> Iterator[str]:
         """Find what takes a verdict away at any learning rate: no validation, or nothing learned."""

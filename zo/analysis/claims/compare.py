@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from zo.analysis.alike import tell_apart
 from zo.analysis.claims.arms import Arm, Budget, Choice, Evidence
 from zo.analysis.intervals import Interval, difference_interval, mean_interval
 
@@ -43,7 +44,14 @@ def subtract(left: Choice, right: Choice, quantity: str, budget: Budget, region:
     """Compare two choices' losses, paired by seed."""
     measure = partial(difference_interval, left.losses, right.losses)
     said = f"{left.told} against {right.told}, at {budget}"
-    return Comparison(quantity, "nats", measure, said, region, left.doubts + right.doubts)
+    doubts = left.doubts + right.doubts + doubt_settings(left, right)
+    return Comparison(quantity, "nats", measure, said, region, doubts)
+
+
+def doubt_settings(*choices: Choice) -> tuple[str, ...]:
+    """Doubt a comparison of arms that differ in what is no method's own."""
+    apart = tell_apart({choice.cell.name: choice.settings for choice in choices})
+    return (f"more than the method differs: {', '.join(apart)}",) * bool(apart)
 
 
 class Contest(NamedTuple):
@@ -62,6 +70,11 @@ class Contest(NamedTuple):
         return shares[np.isfinite(shares)]
 
     @property
+    def arms(self) -> tuple[Choice, Choice, Choice]:
+        """All three."""
+        return self.floor, self.zo, self.fo
+
+    @property
     def told(self) -> str:
         """What was chosen."""
         return f"{self.zo.told} between {self.floor.told} and {self.fo.told}"
@@ -71,7 +84,7 @@ class Contest(NamedTuple):
         """Those of the choices, and that a gain of nothing has no shares."""
         empty = not (self.floor.losses - self.fo.losses > 0).all()
         said = (f"{self.way}: FO gains nothing in some seed, so there is nothing to share",) * empty
-        return self.floor.doubts + self.zo.doubts + self.fo.doubts + said
+        return tuple(doubt for arm in self.arms for doubt in arm.doubts) + said
 
 
 def hold_contest(evidence: Evidence, way: str, budget: Budget, *arms: Arm) -> Contest:
@@ -83,7 +96,7 @@ def subtract_shares(left: Contest, right: Contest, doubts: tuple[str, ...] = ())
     """Compare ZO's shares of FO's gain in two ways of training, paired by seed; wanted above 0."""
     measure = partial(difference_interval, left.shares, right.shares)
     quantity, said = f"ZO's share of FO's gain, {left.way} minus {right.way}", f"{left.told}; {right.told}"
-    doubts = left.doubts + right.doubts + doubts
+    doubts = left.doubts + right.doubts + doubt_settings(*left.arms, *right.arms) + doubts
     return Comparison(quantity, GAIN, measure, f"{said}; at {left.budget}", ABOVE_0, doubts)
 
 

@@ -143,7 +143,7 @@ def lay_cards(table: pd.DataFrame) -> list[Card]:
         first, judged = rows.iloc[0], rows[rows["role"] == "judged"]
         measured = [_spell(row) for row in judged.itertuples()]
         words = (first[key] if pd.notna(first[key]) else "" for key in ("verdict", "statement", "reason"))
-        cards.append(Card(name, *words, measured, show_claim(rows), list_compared(judged)))
+        cards.append(Card(name, *words, measured, show_claim(rows), list_compared(rows)))
     return cards
 
 

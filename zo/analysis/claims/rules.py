@@ -1,6 +1,7 @@
 """The paper's claims C1 to C8 as comparisons of arms, with the region that each effect must lie in.
 
-The rules were fixed before the runs; docs/claims.md tells them in words. Every threshold is our choice.
+Thresholds and regions were fixed before the runs, doubts and what counts as diverged were added since:
+docs/claims.md tells all of them in words. Every threshold is our choice.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +20,7 @@ from zo.analysis.claims.compare import (
     BELOW_0,
     Comparison,
     Region,
+    doubt_settings,
     hold_contest,
     oppose,
     show_share,
@@ -211,28 +213,40 @@ def _list_queries(evidence: Evidence) -> list[Arm]:
     return [Arm("ZO", q=q) for q in queries]
 
 
-def _find_rates(evidence: Evidence, arms: list[Arm], kind: str) -> tuple[dict[Arm, tuple], str]:
-    """Find each seed's best log10 learning rate of each arm, with its doubts, and the budget in words."""
+class Rates(NamedTuple):
+    """Each seed's best log10 learning rate of an arm at a budget, with doubts, around the arm's choice."""
+
+    by_seed: pd.Series
+    doubts: tuple[str, ...]
+    choice: Choice
+
+
+def _find_rates(evidence: Evidence, arms: list[Arm], kind: str) -> tuple[dict[Arm, Rates], str]:
+    """Find the best learning rates of each arm, and say the budget in words."""
     budget = evidence.share_budget(kind, *arms)
-    found = {arm: evidence.find_rates(evidence.choose(arm, budget), budget) for arm in arms}
+    chosen = {arm: evidence.choose(arm, budget) for arm in arms}
+    found = {arm: Rates(*evidence.find_rates(choice, budget), choice) for arm, choice in chosen.items()}
     return found, f"at {budget}; each seed's best rate"
 
 
 def _compare_rates_at(evidence: Evidence, kind: str, region: Region = None) -> Iterator[Comparison]:
     arms = [Arm("ZO", q=q) for q in evidence.list_queries("full")] or [Arm("ZO")]
     found, said = _find_rates(evidence, [Arm("FO"), *arms], kind)
-    fo, doubt = found.pop(Arm("FO"))
-    for arm, (own, doubts) in found.items():
-        measure, quantity = partial(difference_interval, own, fo), f"log10 lr(ZO q={arm.q}) / lr(FO)"
-        yield Comparison(quantity, "decades", measure, f"{arm} against FO {said}", region, doubt + doubts)
+    fo = found.pop(Arm("FO"))
+    for arm, own in found.items():
+        measure = partial(difference_interval, own.by_seed, fo.by_seed)
+        quantity = f"log10 lr(ZO q={arm.q}) / lr(FO) at equal {kind}"
+        doubts = fo.doubts + own.doubts + doubt_settings(fo.choice, own.choice)
+        yield Comparison(quantity, "decades", measure, f"{arm} against FO {said}", region, doubts)
 
 
 def _fit_rates_at(evidence: Evidence, arms: list[Arm], kind: str, region: Region = None) -> Comparison:
     found, said = _find_rates(evidence, arms, kind)
     queries = [arm.q for arm in arms]
-    table = pd.DataFrame({arm.q: own for arm, (own, _) in found.items()}).dropna()
+    table = pd.DataFrame({arm.q: own.by_seed for arm, own in found.items()}).dropna()
     slopes = [find_slope(queries, row) for _, row in table.iterrows()]
-    doubts = tuple(doubt for _, own in found.values() for doubt in own)
+    doubts = tuple(doubt for own in found.values() for doubt in own.doubts)
+    doubts += doubt_settings(*(own.choice for own in found.values()))
     said = f"ZO, full, q = {', '.join(map(str, queries))}, {said}"
     quantity, unit = f"slope of log10 lr against log10 q at equal {kind}", "decades/decade"
     return Comparison(quantity, unit, partial(mean_interval, slopes), said, region, doubts)
