@@ -35,20 +35,22 @@ TITLES = {
     "costs": "Costs (medians over finished runs, validation left out)",
     "probes": "Diagnostics: estimates against the exact gradient",
 }
-
+WHOLE_PROCESS = "On a CPU the memory is the whole process's, Python and its libraries included."
 NOTES = {
     "convergence": "Curves of each method's best cell, interpolated; a cost is given only where every seed "
     "reached the loss. fwd equiv.: forward passes + {cost:g} x backward passes. x FO's: geometric mean of "
     "fwd equiv. over FO's, over seeds with its 95 % interval.",
     "equal_budgets": "Loss minus FO's (positive: FO ahead) at the largest budget that both reached, "
     "interpolated; a backward pass counts {cost:g}. Each keeps the learning rate that was best for its whole "
-    "run. Equal peak memory: final losses, against the best FO cell that fits in the method's memory [MiB].",
+    "run. Equal peak memory: final losses, against the best FO cell that fits in the method's memory [MiB]. "
+    + WHOLE_PROCESS,
     "probes": "Of the runs that the study's key probe names, at the weights they began with, had at the "
     "steps of probe_steps, and ended with, on the batches after their last step's. n: estimates, over runs "
-    "and batches; those of one batch share its gradient. law: exact for a linear loss; the best rate's for "
-    "a quadratic.",
+    "and batches; those of one batch share its gradient, and those of all q and places its directions. law: "
+    "exact for a linear loss; the best rate's for a quadratic. Rates and r are of the batches with g'Hg > 0 "
+    "alone, for elsewhere no step along g is best: their n is smaller.",
     "pareto": "On a front: no other method's best cell loses no more for no more. Means over seeds, no "
-    "intervals; a backward pass counts {cost:g}; the controls are left out.",
+    "intervals; a backward pass counts {cost:g}; the controls are left out. " + WHOLE_PROCESS,
 }
 
 
