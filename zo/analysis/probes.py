@@ -22,6 +22,10 @@ LAWS = ("cosine", "second_moment", "best_rate")
 """Quantities that stand beside a law."""
 BAD_SLOPE = 0.1
 """Error of the finite differences, of their RMS, above which eps is called bad."""
+RATIOS = (
+    "Of each ratio the one farthest from its law over q is given. Each interval is of 95 % by itself: one in "
+    "twenty misses a law that holds."
+)
 COLUMNS = [*KEYS, "measured", "low", "high", "n", "law"]
 
 
@@ -107,15 +111,13 @@ def _order_place(at: str) -> float:
 
 def conclude(table: pd.DataFrame) -> list[str]:
     """Say, for each scope, how the measured cosines and lengths stand to their laws, with n and interval."""
-    said, excluded = [], 0
+    said, compared = [], False
     for (at, scope, mode), rows in table.groupby(["at", "scope", "mode"], sort=False):
         parts = []
         for quantity in LAWS:
             own = rows[(rows["quantity"] == quantity) & rows["law"].notna() & rows["measured"].notna()]
-            if len(own):
-                words, outside = _state_ratio(own)
-                parts.append(f"{NAMES[quantity]} is {words}")
-                excluded += outside
+            parts += [f"{NAMES[quantity]} is {_state_ratio(own)}"] * (len(own) > 0)
+        compared |= bool(parts)
         slopes = rows[rows["quantity"] == "slope_error"]
         if len(slopes):
             best = slopes.loc[slopes["measured"].idxmin()]
@@ -123,12 +125,11 @@ def conclude(table: pd.DataFrame) -> list[str]:
             parts.append(f"slopes are most exact at eps {best['epsilon']:g} ({error})")
         if parts:
             said.append(f"{scope}, {mode}'s weights {name_place(at)}: {'; '.join(parts)}.")
-    chance = "Each interval is of 95 % by itself: one in twenty misses a law that holds, by chance."
-    return said + [chance] * (excluded > 0)
+    return said + [RATIOS] * compared
 
 
-def _state_ratio(own: pd.DataFrame) -> tuple[str, int]:
-    """Say how far from its law a quantity is at the q where it is farthest; at how many q the law is outside.
+def _state_ratio(own: pd.DataFrame) -> str:
+    """Say how far a quantity is from its law, and at how many q its interval excludes the law.
 
     `own`: its rows of `measure_probes`, one for each q.
     """
@@ -136,9 +137,6 @@ def _state_ratio(own: pd.DataFrame) -> tuple[str, int]:
     far = (ratio["measured"] - 1).abs().idxmax()
     mean, low, high = ratio.loc[far]
     ends = "no interval" if pd.isna(low) else f"{low:.3f} to {high:.3f}"
+    words = f"{mean:.3f} times its law ({ends}, n = {own.loc[far, 'n']}, q = {own.loc[far, 'q']})"
     outside = int(((ratio["low"] > 1) | (ratio["high"] < 1)).sum())
-    words = (
-        f"{mean:.3f} times its law ({ends}, n = {own.loc[far, 'n']}) at q = {own.loc[far, 'q']}, where it is "
-        f"farthest; the interval excludes the law at {outside} of {len(own)} q"
-    )
-    return words, outside
+    return words + f", which the interval excludes at {outside} of {len(own)} q" * (outside > 0)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from zo.analysis import stats
-from zo.analysis.collect import WHOLE_PROCESS, Reading
+from zo.analysis.collect import WHOLE_PROCESS, Reading, state_sharing
 from zo.analysis.figures.curve_plots import predict_cosine
 from zo.analysis.figures.panels import name_loss, say_n
 from zo.analysis.probes import conclude
@@ -167,7 +167,7 @@ def _conclude_heatmap(reading: Reading) -> list[str]:
 
 
 def _conclude_costs(reading: Reading) -> list[str]:
-    said, measured = [], False
+    said, notes = [], []
     for where, rows in _each_context(reading, reading.tables["costs"]):
         fo = rows[rows["mode"] == "FO"]
         for _, row in rows[rows["mode"] == "ZO"].tail(1).iterrows() if len(fo) else ():
@@ -176,8 +176,8 @@ def _conclude_costs(reading: Reading) -> list[str]:
             parts += [f"{memory:.3g} times an FO run's memory"] * pd.notna(memory)
             if parts:
                 said.append(f"{where}: a ZO step with q = {row['q']} takes {' and '.join(parts)}.")
-                measured |= bool(pd.notna(memory))
-    return said + [WHOLE_PROCESS] * measured
+                notes += [state_sharing(reading)] * pd.notna(time) + [WHOLE_PROCESS] * pd.notna(memory)
+    return said + list(dict.fromkeys(notes))
 
 
 def _conclude_memory(reading: Reading) -> list[str]:
