@@ -566,7 +566,7 @@ MUTANTS = [
     Mutant("parameters must be contiguous to be read", "engine/philox.py", "_flat(base.contiguous())", "_flat(base)", (*ESTIMATE, "-k", "contiguous")),
     Mutant("parameters must be contiguous to be updated", "engine/noise.py", " or not theta.is_contiguous()", "", (*ESTIMATE, "-k", "contiguous")),
     Mutant("a control that blew up flattens the axis", "analysis/figures/panels.py", "high = min(high, ceiling) if np.isfinite(ceiling) else high", "pass", ("tests/unit/analysis/test_plots.py", "-k", "blows_up")),
-    Mutant("one loss axis for all models", "analysis/figures/panels.py", "return tuple(cell[axes].astype(str)), find_ceiling(own, theirs[column])", "return (), find_ceiling(runs, rows[column])", ("tests/unit/analysis/test_plots.py", "-k", "blows_up")),
+    Mutant("one loss axis for all models", "analysis/figures/panels.py", "return Scale(tuple(cell[axes].astype(str)), losses.min(), find_ceiling(own, losses))", "return Scale((), rows[column].min(), find_ceiling(runs, rows[column]))", ("tests/unit/analysis/test_plots.py", "-k", "blows_up")),
     Mutant("the tokenizer told twice", "analysis/stats.py", "if not _comes_with_the_size(runs, axis, axes)]", "]", ("tests/unit/analysis/test_stats.py", "-k", "not_told")),
 ]  # fmt: skip
 
