@@ -258,6 +258,7 @@ MUTANTS = [
     Mutant("a batch is read outside the clock", "training/run.py", "        with self.ledger.timed():\n            batch = self.batch(self.data, step)", "        batch = self.batch(self.data, step)\n        with self.ledger.timed():\n            pass", (METHODS, "-k", "clock_runs")),
     Mutant("the clock stops before the GPU", "training/run.py", "if self._looks_up_after(step):", "if False:", ("tests/contract/test_methods.py", "-k", "clock_waits")),
     Mutant("a mean of signed cosines", "analysis/probes.py", "rms_interval(values)", "mean_interval(values)", ("tests/unit/analysis/test_probes.py", "-k", "averages")),
+    Mutant("a law outside the interval unsaid", "analysis/probes.py", '(ratio["low"] > 1) | (ratio["high"] < 1)', 'ratio["low"] > ratio["high"]', ("tests/unit/analysis/test_probes.py", "-k", "conclusion")),
     Mutant("a bad eps is not said", "analysis/probes.py", "not errors.loc[own].max() > BAD_SLOPE", "True", ("tests/unit/analysis/test_probes.py", "-k", "bad_eps")),
     Mutant("the parallel plan tried again every step", "engine/estimate.py", "        _unsupported.add(objective.model)\n", "", (*ARCHITECTURES, "-k", "one_warning")),
     Mutant("labels not shifted by the entry", "engine/estimate.py", "labels[:, 1:].to(device)", "labels.to(device)", (*ESTIMATE, "-k", "shifts_the_labels")),
@@ -480,6 +481,9 @@ MUTANTS = [
     Mutant("backprop without a log of it is free", "analysis/curves.py", "none & backward.isna()", "backward.isna()", (*GUARDS, "-k", "not_logged")),
     Mutant("a context that was not logged is like none", "analysis/stats.py", "table[axis].isna() if pd.isna(row[axis]) else ", "", (SUMMARY, "-k", "fall_back")),
     Mutant("memory that was not logged does not fit", "analysis/curves.py", "limit = np.nan if pd.isna(peak) else limit", "pass", (*PARETO, "-k", "did_not_log")),
+    Mutant("a withheld difference in bold", "analysis/report.py", 'pd.notna(row["minus_FO"]) and not row["verdict"].startswith(WITHHELD)', 'pd.notna(row["minus_FO"])', (*REPORT, "-k", "withheld_difference")),
+    Mutant("a control called tuned", "analysis/figures/captions.py", 'best[~best["mode"].isin(stats.CONTROLS)]', 'best[best["mode"] != "Frozen"]', ("tests/unit/analysis/test_plots.py", "-k", "call_no_control")),
+    Mutant("one q stands for all", "analysis/figures/captions.py", "for _, row in rows.iterrows()\n        ]\n        said.append(f\"{where}, at equal", "for _, row in rows.head(1).iterrows()\n        ]\n        said.append(f\"{where}, at equal", ("tests/unit/analysis/test_plots.py", "-k", "every_q_at_the_budget")),
     Mutant("verdicts older than the runs unmarked", "analysis/report.py", "st_mtime_ns > judged", "st_mtime_ns > 2 * judged", (*REPORT, "-k", "older_than")),
     Mutant("what runs wrote becomes markup", "analysis/report.py", "autoescape=True", "autoescape=False", (*REPORT, "-k", "markup")),
     # One run over several processes.
@@ -574,7 +578,7 @@ MUTANTS = [
     Mutant("parameters must be contiguous to be read", "engine/philox.py", "_flat(base.contiguous())", "_flat(base)", (*ESTIMATE, "-k", "contiguous")),
     Mutant("parameters must be contiguous to be updated", "engine/noise.py", " or not theta.is_contiguous()", "", (*ESTIMATE, "-k", "contiguous")),
     Mutant("a control that blew up flattens the axis", "analysis/figures/panels.py", "high = min(high, ceiling) if np.isfinite(ceiling) else high", "pass", ("tests/unit/analysis/test_plots.py", "-k", "blows_up")),
-    Mutant("one loss axis for all models", "analysis/figures/panels.py", "return tuple(cell[axes].astype(str)), find_ceiling(own, theirs[column])", "return (), find_ceiling(runs, rows[column])", ("tests/unit/analysis/test_plots.py", "-k", "blows_up")),
+    Mutant("one loss axis for all models", "analysis/figures/panels.py", "return Scale(tuple(cell[axes].astype(str)), losses.min(), find_ceiling(own, losses))", "return Scale((), rows[column].min(), find_ceiling(runs, rows[column]))", ("tests/unit/analysis/test_plots.py", "-k", "blows_up")),
     # What a second review found.
     Mutant("old weights go on with another text", "training/train.py", "elif reads_other_text(resolved, checkpoint.state):", "elif False:", (*STARTING_OVER, "-k", "text_changed")),
     Mutant("the guide's text may change", "training/run.py", "dict.fromkeys([self.data.folder.name, self.guide_data.folder.name])", "[self.data.folder.name]", (*STARTING_OVER, "-k", "text")),

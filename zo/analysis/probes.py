@@ -18,8 +18,14 @@ NAMES = {
     "curvature_ratio": "r = tr(H) |g|^2 / g'Hg",
     "gradient_noise": "|g_batch - g|^2 / |g|^2",
 }
+LAWS = ("cosine", "second_moment", "best_rate")
+"""Quantities that stand beside a law."""
 BAD_SLOPE = 0.1
 """Error of the finite differences, of their RMS, above which eps is called bad."""
+RATIOS = (
+    "Of each ratio the one farthest from its law over q is given. Each interval is of 95 % by itself: one in "
+    "twenty misses a law that holds."
+)
 COLUMNS = [*KEYS, "measured", "low", "high", "n", "law"]
 
 
@@ -61,7 +67,7 @@ def show_probes(table: pd.DataFrame) -> pd.DataFrame:
     frame["d"] = table["d"].map(lambda d: f"{d:.0f}")
     frame["run's mode"] = table["mode"]
     frame["quantity"] = table["quantity"].map(NAMES)
-    frame["q"] = table["q"].astype(str).replace("<NA>", "-")
+    frame["q"] = table["q"].map(lambda q: "-" if pd.isna(q) else f"{q}")
     frame["eps"] = table["epsilon"].map(lambda eps: "-" if pd.isna(eps) else f"{eps:g}")
     half = (table["high"] - table["low"]) / 2
     frame["measured"] = [
@@ -104,20 +110,33 @@ def _order_place(at: str) -> float:
 
 
 def conclude(table: pd.DataFrame) -> list[str]:
-    """Say, for each scope, how the measured cosines and lengths stand to their laws."""
-    said = []
+    """Say, for each scope, how the measured cosines and lengths stand to their laws, with n and interval."""
+    said, compared = [], False
     for (at, scope, mode), rows in table.groupby(["at", "scope", "mode"], sort=False):
         parts = []
-        for quantity in ("cosine", "second_moment", "best_rate"):
-            own = rows[(rows["quantity"] == quantity) & rows["law"].notna()]
-            if len(own):
-                ratio = own["measured"] / own["law"]
-                words = NAMES[quantity]
-                parts.append(f"{words} is {ratio.min():.2f} to {ratio.max():.2f} times its law")
+        for quantity in LAWS:
+            own = rows[(rows["quantity"] == quantity) & rows["law"].notna() & rows["measured"].notna()]
+            parts += [f"{NAMES[quantity]} is {_state_ratio(own)}"] * (len(own) > 0)
+        compared |= bool(parts)
         slopes = rows[rows["quantity"] == "slope_error"]
         if len(slopes):
             best = slopes.loc[slopes["measured"].idxmin()]
-            parts.append(f"slopes are most exact at eps {best['epsilon']:g} ({best['measured']:.1%})")
+            error = f"an error of {100 * best['measured']:.2g} %, n = {best['n']}"
+            parts.append(f"slopes are most exact at eps {best['epsilon']:g} ({error})")
         if parts:
             said.append(f"{scope}, {mode}'s weights {name_place(at)}: {'; '.join(parts)}.")
-    return said
+    return said + [RATIOS] * compared
+
+
+def _state_ratio(own: pd.DataFrame) -> str:
+    """Say how far a quantity is from its law, and at how many q its interval excludes the law.
+
+    `own`: its rows of `measure_probes`, one for each q.
+    """
+    ratio = own[["measured", "low", "high"]].div(own["law"], axis=0)
+    far = (ratio["measured"] - 1).abs().idxmax()
+    mean, low, high = ratio.loc[far]
+    ends = "no interval" if pd.isna(low) else f"{low:.3f} to {high:.3f}"
+    words = f"{mean:.3f} times its law ({ends}, n = {own.loc[far, 'n']}, q = {own.loc[far, 'q']})"
+    outside = int(((ratio["low"] > 1) | (ratio["high"] < 1)).sum())
+    return words + f", which the interval excludes at {outside} of {len(own)} q" * (outside > 0)

@@ -46,6 +46,14 @@ def list_machines(logs: Logs) -> list[Fact]:
     return _gather(found)
 
 
+def state_commit(logs: Logs) -> str:
+    """Say, after 'the checkout', at which commit the runs were made; nothing where none was recorded."""
+    [commit] = [fact for fact in list_machines(logs) if fact.name == "commit"] or [None]
+    if not commit or commit.values == "-":
+        return ""
+    return " at the commit of each run's manifest.json" if commit.differs else f" at commit {commit.values}"
+
+
 def _gather(records: list[dict]) -> list[Fact]:
     """Gather each key's values over records; where they differ, with how many have each."""
     names = dict.fromkeys(name for record in records for name in record)

@@ -12,13 +12,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from zo.analysis import answer, lost, provenance, stats
 from zo.analysis.claims.judge import COLUMNS, LEVELS, count_verdicts, lay_cards
-from zo.analysis.collect import NOTES, TITLES, Reading, read_folder
+from zo.analysis.collect import TITLES, Reading, read_folder, tell_notes
 from zo.analysis.figures.captions import state_basis, write_captions
 from zo.analysis.figures.panels import say_n
 from zo.analysis.figures.plots import draw_figures
 from zo.analysis.runs import list_axes, read_table, spell_lr
 from zo.analysis.tables import SHOW, show_runs
-from zo.analysis.verdicts import WITHHELD, state_comparisons
+from zo.analysis.verdicts import WITHHELD, list_unjudged, state_comparisons
+from zo.analysis.words import list_words
 from zo.files import make_folder, write_aside
 from zo.layout import spread
 
@@ -73,7 +74,8 @@ def render_report(reading: Reading, claims: bool = True) -> str:
     ).get_template("report.html")
     tables, runs = reading.tables, reading.runs
     pictures = draw_figures(reading.logs, runs, backward_cost=reading.backward_cost)
-    captions = write_captions(reading)
+    captions, told = write_captions(reading), read_claims(reading) if claims else None
+    quantities = [line for card, _ in (told or {}).get("cards", ()) for line in card.measured]
     return page.render(
         study=name_study(reading),
         question=QUESTION,
@@ -85,19 +87,22 @@ def render_report(reading: Reading, claims: bool = True) -> str:
         counts=count_runs(reading),
         span=state_span(reading),
         findings=reading.findings,
-        guards=answer.count_findings(reading.findings),
+        guards=count_guards(reading),
         tables={name: lay_table(name, reading) for name in SHOW if name in tables},
         titles=TITLES,
-        notes={name: NOTES.get(name, "").format(cost=reading.backward_cost) for name in SHOW},
+        notes=dict.fromkeys(SHOW, "") | tell_notes(reading),
         runs_table=lay_runs(reading),
         commands=[provenance.tell_command(reading.logs, run) for run in runs["run"]],
         targets=[provenance.name_target(reading.logs, run) for run in runs["run"]],
         figures={name: (captions[name], encode(png), find_width(png)) for name, png in pictures.items()},
-        claims=read_claims(reading) if claims else None,
+        claims=told,
+        words=list_words(reading, quantities),
         levels=LEVELS,
         problems=lost.find_problems(reading.logs, runs) + lost.find_lost(reading.unfinished),
         settings=provenance.list_settings(reading.logs),
         machines=provenance.list_machines(reading.logs),
+        commit=provenance.state_commit(reading.logs),
+        results=reading.logs.folder.parent.as_posix(),
         logs_folder=reading.logs.folder.as_posix(),
     )
 
@@ -109,7 +114,10 @@ def name_study(reading: Reading) -> str:
 
 
 def state_headline(table: pd.DataFrame, reading: Reading) -> str:
-    """Say the answer in a line: ZO's difference from FO in each context, n, and each verdict once."""
+    """Say the answer in a line: ZO's difference from FO in each context, n, and each verdict once.
+
+    A withheld verdict's difference is no answer: it stands in the table alone.
+    """
     zo = table[table["mode"] == "ZO"] if len(table) else table
     if zo.empty:
         return "No ZO run finished: there is nothing to answer with."
@@ -117,11 +125,22 @@ def state_headline(table: pd.DataFrame, reading: Reading) -> str:
     for _, row in zo.iterrows():
         where = stats.name_context(row, reading.runs)
         verdicts.setdefault(row["verdict"], []).append(where)
-        if pd.notna(row["minus_FO"]):
+        if pd.notna(row["minus_FO"]) and not row["verdict"].startswith(WITHHELD):
             gaps.append(f"{spread(row['minus_FO'], row['minus_FO_high'] - row['minus_FO'], '+')} in {where}")
     start = f"ZO's final loss minus FO's: {'; '.join(gaps)} (nats, {say_n(reading.runs)}). " if gaps else ""
     said = {f"verdict {text}" if text.startswith(WITHHELD) else text: at for text, at in verdicts.items()}
     return start + " ".join(f"{text[:1].upper()}{text[1:]} ({'; '.join(at)})." for text, at in said.items())
+
+
+def count_guards(reading: Reading) -> str:
+    """Count the raised guards by name, and of them those of contexts where no verdict on ZO stands."""
+    found, said = reading.findings, answer.count_findings(reading.findings)
+    unjudged = list_unjudged(reading.tables["answer"], reading.runs)
+    away = [finding.where for finding in found if finding.where in unjudged]
+    if not 0 < len(away) < len(found):
+        return said
+    places = "; ".join(dict.fromkeys(away))
+    return f"{said} {len(away)} of these {len(found)} are of {places}, where no verdict on ZO stands."
 
 
 def count_runs(reading: Reading) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from zo.analysis import answer, stats
-from zo.analysis.collect import NOTES, TITLES, Reading, read_folder
+from zo.analysis.collect import TITLES, Reading, read_folder, tell_notes
 from zo.analysis.lost import Unfinished, find_unfinished, list_problems, tell_partial
 from zo.analysis.runs import applies, list_axes
 from zo.analysis.tables import SHOW, show_runs
@@ -142,7 +142,7 @@ def present(reading: Reading, format: str) -> str:
     tables, runs = reading.tables, reading.runs
     lost = answer.list_lost_methods(tables["answer"], tables["best_learning_rates"], runs)
     said = answer.state_answer(tables["answer"], runs) + lost
-    before = {name: [note.format(cost=reading.backward_cost)] for name, note in NOTES.items()}
+    before = {name: [note] for name, note in tell_notes(reading).items()}
     before["answer"] = [*said, state_comparisons(tables["answer"])]
     before["guards"] = [answer.state_finding(finding) for finding in reading.findings] or ["none raised"]
     after = {"best_learning_rates": answer.list_warnings(tables["best_learning_rates"], runs)}

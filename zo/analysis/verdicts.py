@@ -6,6 +6,7 @@ have made the difference, and undecided where the widened interval holds 0.
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from zo.analysis.intervals import Interval, widen
@@ -37,6 +38,26 @@ def judge_methods(answer: pd.DataFrame, findings: Sequence[Finding], runs: pd.Da
     ]
     ends = {"all_low": [gap.low for gap in wide], "all_high": [gap.high for gap in wide]}
     return answer.assign(comparisons=comparisons, **ends, verdict=verdicts)
+
+
+def list_unjudged(answer: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
+    """Name the contexts, in their order, where no verdict on ZO stands: withheld, or nothing to judge."""
+    stands: dict[str, bool] = {}
+    for _, row in answer.iterrows():
+        judged = row["mode"] == "ZO" and pd.notna(row["minus_FO"]) and not row["verdict"].startswith(WITHHELD)
+        where = name_context(row, runs)
+        stands[where] = stands.get(where, False) or judged
+    return [where for where, judged in stands.items() if not judged]
+
+
+def put_judged_first(
+    answer: pd.DataFrame, findings: Sequence[Finding], runs: pd.DataFrame
+) -> tuple[pd.DataFrame, list[Finding]]:
+    """Order the table of `judge_methods`, and guards: contexts where a verdict on ZO stands come first."""
+    last = set(list_unjudged(answer, runs))
+    late = [name_context(row, runs) in last for _, row in answer.iterrows()]
+    ordered = answer.iloc[np.argsort(late, kind="stable")].reset_index(drop=True)
+    return ordered, sorted(findings, key=lambda finding: finding.where in last)
 
 
 def _judge(mode: str, gap: Interval, against: Sequence[Finding]) -> str:

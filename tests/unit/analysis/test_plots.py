@@ -1,5 +1,7 @@
 """The plots: that each is a picture of something, and that no legend covers an axis or leaves the page."""
 
+import re
+
 import matplotlib.image
 import numpy as np
 import pandas as pd
@@ -7,13 +9,14 @@ import pytest
 from made_runs import write_beside, write_crash, write_probe, write_run, write_sweep
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from zo.analysis.collect import read_folder
+from zo.analysis.collect import WHOLE_PROCESS, read_folder
 from zo.analysis.figures.captions import write_captions
 from zo.analysis.figures.plots import FIGURES, write_plots
 from zo.analysis.pareto import measure_pareto
 from zo.analysis.runs import read_logs, summarize_runs
 from zo.analysis.stats import name_method
 from zo.errors import UserError
+from zo.methods import METHODS
 
 ALWAYS = [
     "loss_vs_steps",
@@ -142,9 +145,10 @@ def test_captions_leave_out_what_was_not_logged(tmp_path):
     for mode, q in (("FO", 0), ("ZO", 1)):
         write_run(folder, mode, q=q, lr=1e-4, seconds="")
     assert write_captions(read_folder(folder))["time_and_memory"].conclusions == [
-        "reduced: a ZO step with q = 1 takes 0.447 times an FO run's memory. "
-        "On a CPU the memory is the whole process's."
+        "reduced: a ZO step with q = 1 takes 0.447 times an FO run's memory.",
+        WHOLE_PROCESS,
     ]
+    assert write_captions(read_folder(folder))["pareto_memory"].conclusions[-1] == WHOLE_PROCESS
     for mode, q in (("FO", 0), ("ZO", 1)):
         write_run(folder, mode, q=q, lr=1e-4, seconds="", peak_memory_mb="")
     nothing = ["No finished run has what this figure needs."]
@@ -158,6 +162,66 @@ def test_captions_name_the_methods_whose_every_rate_diverged(tmp_path):
         write_run(folder, "ZO", q=1, lr=lr)
     [said] = write_captions(read_folder(folder))["final_loss_vs_lr_by_q"].conclusions
     assert said.endswith("Every best rate lies inside its grid. No rate finished in every seed: FO.")
+
+
+def test_captions_call_no_control_tuned(tmp_path):
+    folder = tmp_path / "csv_logs"
+    for lr in (1e-3, 1e-2, 1e-1):
+        write_run(folder, "FO", q=0, lr=lr)
+    for mode, q in (("Random", 8), ("LayerwiseFrozen", 0), ("Frozen", 0)):
+        write_run(folder, mode, q=q, lr=1e-3)
+    [said] = write_captions(read_folder(folder))["final_loss_vs_lr_by_q"].conclusions
+    assert said == "reduced: best at FO 1e-02. Every best rate lies inside its grid."
+
+
+def test_captions_name_every_q_at_the_budget_it_shares_with_fo(tmp_path):
+    folder = tmp_path / "csv_logs"
+    write_run(folder, "FO", q=0, lr=1e-2)
+    for q, steps in ((1, 200), (8, 50)):
+        write_run(folder, "ZO", q=q, lr=1e-4, steps=steps)
+    write_run(folder, "Random", q=8, lr=1e-4)
+    [said] = write_captions(read_folder(folder))["loss_vs_steps"].conclusions
+    named = re.findall(r"(\S+ \S+) is [\d.]+ (above|below) FO,[^()]*\(at (\d+)\)", said)
+    assert named == [("ZO q=1", "above", "100"), ("ZO q=8", "above", "50")]
+
+
+def test_the_heat_maps_caption_counts_the_diverged_runs_of_every_q(tmp_path):
+    folder = tmp_path / "csv_logs"
+    write_run(folder, "ZO", q=1, lr=1e-4)
+    for seed in (0, 1):
+        write_run(folder, "ZO", q=8, lr=1e-1, seed=seed, diverges_at=10)
+    [said] = write_captions(read_folder(folder))["loss_heatmap_lr_q"].conclusions
+    assert "is at q = 1, lr 1e-04; ZO runs that diverged: 2." in said
+    write_run(folder, "ZO", q=1, lr=1e-4, diverges_at=10)
+    [said] = write_captions(read_folder(folder))["loss_heatmap_lr_q"].conclusions
+    assert said == "reduced: no rate finished in every seed; ZO runs that diverged: 3."
+
+
+def test_a_front_of_one_point_is_drawn_and_a_place_without_a_panel_stays_empty(tmp_path):
+    folder = tmp_path / "csv_logs"
+    for scope in ("full", "reduced", "head"):
+        write_run(folder, "ZO", scope, 8, 1e-3, steps=10, every=10)
+    logs = read_logs(folder)
+    for name in ("pareto_memory", "pareto_passes"):
+        figure = FIGURES[name](logs, summarize_runs(logs))
+        *panels, empty = figure.axes
+        for ax in panels:
+            [front] = [line for line in ax.lines if line.get_label() == "front"]
+            assert len(front.get_xdata()) == 1
+            assert front.get_marker() == "o"
+        assert not empty.get_legend()
+        assert not empty.axison
+
+
+def test_every_method_of_the_rates_legend_has_a_mark(tmp_path):
+    folder = tmp_path / "csv_logs"
+    for mode in METHODS:
+        write_run(folder, mode, "full", 8, 1e-3)
+    logs = read_logs(folder)
+    [ax] = FIGURES["final_loss_vs_lr_by_q"](logs, summarize_runs(logs)).axes
+    marks = {line.get_label().split()[0]: line.get_marker() for line in ax.lines if len(line.get_xdata())}
+    assert set(marks) == set(METHODS) - {"Frozen"}
+    assert len(set(marks.values()) - {"", "None", None}) == len(marks)
 
 
 def test_the_drawn_front_is_the_one_of_the_table(tmp_path):
@@ -206,3 +270,20 @@ def test_a_control_that_blows_up_does_not_flatten_the_loss_axis_and_each_model_h
     assert 2 < small[0] < 3
     assert 6 < small[1] < 8
     assert large[0] == pytest.approx(small[0] + 5, abs=0.6)
+    figure = FIGURES["loss_heatmap_lr_q"](logs, summarize_runs(logs))
+    scales = [ax.collections[0].get_clim() for ax in figure.axes if ax.get_title()]
+    assert scales[1] == pytest.approx([end + 5 for end in scales[0]])
+
+
+def test_a_curve_that_leaves_the_axis_and_comes_back_is_explained(tmp_path):
+    folder = tmp_path / "csv_logs"
+    write_run(folder, "FO", "full", 0, 1e-2)
+    run = write_run(folder, "ZO", "full", 8, 1e-3)
+    frame = pd.read_csv(folder / f"{run}.csv")
+    frame.loc[frame["step"].between(40, 60), "val_loss"] = 1e6
+    frame.to_csv(folder / f"{run}.csv", index=False)
+    logs = read_logs(folder)
+    for name in ("loss_vs_steps", "loss_vs_forward_passes"):
+        [ax] = FIGURES[name](logs, summarize_runs(logs)).axes
+        labels = [text.get_text() for text in ax.get_legend().get_texts()]
+        assert labels == ["FO, lr 1e-02", "ZO q=8, lr 1e-03\n(leaves the axis: to 1e+06)"]

@@ -1,11 +1,13 @@
 """What is read out of probes: averages, their laws, a bad eps, a figure and a page that show them."""
 
+import re
+
 import pytest
 from made_runs import ESTIMATES, PROBED, write_probe, write_run
 
 from zo.analysis.collect import read_folder
 from zo.analysis.figures.plots import write_plots
-from zo.analysis.probes import conclude
+from zo.analysis.probes import conclude, show_probes
 from zo.analysis.report import render_report
 from zo.analysis.summary import summarize
 
@@ -39,12 +41,23 @@ def test_averages_are_root_mean_squares_of_cosines_and_means_of_all_else(probed)
     assert (row["measured"], row["n"]) == (pytest.approx(0.5), 2)  # what was not found is left out
 
 
+def test_a_quantity_without_q_or_eps_shows_a_dash(probed):
+    shown = show_probes(read_folder(probed).tables["probes"])
+    assert set(shown["q"]) == {"-", "1", "4"}
+    assert set(shown["eps"]) == {"-", "0.1", "0.001", "1e-06"}
+
+
 def test_the_conclusion_says_how_far_the_law_is(probed):
     run = next(probed.glob("ZO*.csv")).stem
     write_probe(probed, run, cosine=0.5)
-    [said] = conclude(read_folder(probed).tables["probes"])
-    assert "RMS cosine of g_hat with g is 0.50 to 0.50 times its law" in said
-    assert "slopes are most exact at eps 0.001 (1.0%)" in said
+    said, explained = conclude(read_folder(probed).tables["probes"])
+    n = ESTIMATES
+    words = f"RMS cosine of g_hat with g is 0.500 times its law (0.500 to 0.500, n = {n}, q = 1)"
+    assert f"{words}, which the interval excludes at 2 of 2 q; " in said
+    assert re.search(rf"\|g_hat\|\S* / \S* is [01]\.\d+ times its law \([^;]*, n = {n}, q = [14]\); ", said)
+    assert "best rate of a step, of FO's is 1.000 times its law (-1.541 to 3.541, n = 2, q = 1); " in said
+    assert "slopes are most exact at eps 0.001 (an error of 1 %, n = 1)" in said
+    assert "Each interval is of 95 % by itself" in explained
 
 
 def test_a_bad_eps_raises_a_guard_and_a_good_one_does_not(probed):

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+from html import unescape
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -24,13 +25,18 @@ from made_runs import write_beside, write_crash, write_probe, write_run, write_s
 
 from zo.analysis.claims.judge import write_claims
 from zo.analysis.claims.rules import CLAIMS
-from zo.analysis.collect import read_folder
+from zo.analysis.collect import WHOLE_PROCESS, read_folder
 from zo.analysis.figures.plots import FIGURES
 from zo.analysis.report import CLAIMS as CLAIMS_FILE
-from zo.analysis.report import read_claims, write_report
+from zo.analysis.report import read_claims, render_report, write_report
+from zo.analysis.summary import summarize
+from zo.analysis.words import MODES as MODE_WORDS
+from zo.analysis.words import SCOPES as SCOPE_WORDS
 from zo.cli import main
 from zo.cli.training import read_spec
 from zo.errors import UserError
+from zo.methods import METHODS
+from zo.sizes import SCOPES
 from zo.spec import RunSpec
 
 EVIL = "<script>throw 1</script> & \"quotes\" 'and' <b>more</b>"
@@ -81,10 +87,100 @@ def text(page):
 def test_the_question_and_the_answer_with_n_and_interval_come_first(text):
     head = text[text.index("<h1>") : text.index('<section id="guards"')]
     assert "keep up with backprop?" in head
-    assert re.search(r"final loss minus FO&#39;s: \+1\.\d+ ± \d\.\d+ in full", head)
+    assert re.search(r"full: best ZO q=8 .*: 1\.\d+ ± \d\.\d+ above the best FO", head)
     assert "n = 3 seeds" in head
     assert "Verdict withheld: not tuned (full; reduced)" in head
     assert head.index("headline") < head.index("<table")
+
+
+def test_contexts_with_a_verdict_come_first_and_a_withheld_difference_is_no_headline(tmp_path):
+    folder = tmp_path / "csv_logs"
+    for seed in (0, 1, 2):
+        for scope, rates in (("full", (1e-4, 1e-3)), ("reduced", (1e-4, 1e-3, 1e-2))):
+            for mode, q, lrs in (("FO", 0, (1e-3, 1e-2, 1e-1)), ("ZO", 8, rates), ("Random", 8, (1e-3,))):
+                for lr in lrs:
+                    write_run(folder, mode, scope, q, lr, seed=seed)
+    reading = read_folder(folder)
+    text = unescape(render_report(reading))
+    [headline] = re.findall(r'class="headline">(.*?)</p>', text)
+    number = r"\+1\.\d+ ± \d\.\d+"
+    wanted = (
+        rf"ZO's final loss minus FO's: {number} in reduced \(nats, n = 3 seeds\)\. FO ahead \(reduced\)\. "
+        r"Verdict withheld: not tuned \(full\)\."
+    )
+    assert re.fullmatch(wanted, headline)
+    assert text.index("<p>reduced: best ZO") < text.index("<p>full: best ZO")
+    places = [finding.where for finding in reading.findings]
+    assert places == sorted(places, reverse=True)
+    n = places.count("full")
+    assert f"{n} of these {len(places)} are of full, where no verdict on ZO stands." in text
+    assert list(dict.fromkeys(reading.tables["answer"]["scope"])) == ["reduced", "full"]
+
+
+def read_words(text):
+    """The terms of a page and what they mean."""
+    return {term: meaning for term, meaning in re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", unescape(text))}
+
+
+def test_the_page_defines_the_words_that_occur_in_it_and_no_others(text, tmp_path):
+    assert list(read_words(text)) == [
+        *("FO", "ZO", "Calibrate", "Instruct", "Random", "Frozen", "q", "full", "reduced"),
+        *("forward-pass equivalents", "share of FO's gain", "law"),
+    ]
+    write_run(tmp_path / "csv_logs", "FO", "block1", 0, 1e-2)
+    text = write_report(tmp_path / "csv_logs", tmp_path / "r.html", backward_cost=3).read_text()
+    said = read_words(text)
+    assert list(said) == ["FO", "ZO", "block<i>", "forward-pass equivalents"]
+    assert "3 x backward passes" in said["forward-pass equivalents"]
+
+
+def test_every_method_and_scope_has_its_line():
+    assert list(MODE_WORDS) == list(METHODS)
+    assert list(SCOPE_WORDS) == list(SCOPES)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "said"),
+    [
+        ({"jobs": 4}, "may have shared the machine: up to 4 at once in the last sweep."),
+        ({"jobs": 1}, "may have shared the machine."),  # the sweeps before the last one are not known
+        ({}, "may have shared the machine."),
+    ],
+)
+def test_seconds_are_said_to_be_of_a_shared_machine(tmp_path, sweep, said):
+    for mode, q in (("FO", 0), ("ZO", 8)):
+        write_run(tmp_path / "csv_logs", mode, "full", q, 1e-3)
+    (tmp_path / "sweep.json").write_text(json.dumps(sweep))
+    reading = read_folder(tmp_path / "csv_logs")
+    text = render_report(reading)
+    assert text.count(f"Seconds are of runs that {said}") == 2  # beside equal seconds, beside the bars
+    assert f"Seconds are of runs that {said}" in " ".join(summarize(reading).split())
+
+
+def test_memory_is_said_to_be_the_whole_processs_wherever_it_decides(text):
+    for name in ("table-equal_budgets", "table-pareto"):
+        note = text[: text.index(f'id="{name}"')].rpartition('<p class="note">')[2]
+        assert WHOLE_PROCESS in unescape(note)
+
+
+@pytest.mark.parametrize(
+    ("commits", "said"),
+    [
+        (["abc", "abc"], " at commit abc and"),
+        (["abc", "def"], " at the commit of each run's manifest.json and"),
+        ([None, None], " and"),
+    ],
+)
+def test_the_page_says_what_its_commands_need(tmp_path, commits, said):
+    folder = tmp_path / "csv_logs"
+    for seed, commit in enumerate(commits):
+        run = write_run(folder, "ZO", seed=seed)
+        assert "The commands need" not in render_report(read_folder(folder))  # there are none
+        write_beside(folder, run, "manifest.json", {"commit": commit})
+    write_beside(folder, run, "spec.json", {"mode": "ZO"})
+    text = unescape(render_report(read_folder(folder)))
+    wanted = f"The commands need the project's checkout{said} read the specs in <code>{tmp_path}/runs</code>"
+    assert wanted in text
 
 
 def test_it_is_one_file_that_asks_for_nothing_else(text):
@@ -259,6 +355,7 @@ def browser():
 @pytest.mark.parametrize("width", WIDTHS)
 def test_no_error_no_overflow_no_overlap_and_enough_contrast(browser, page, width, scheme):
     show(browser, page, width, scheme)
+    browser.execute_script("document.querySelectorAll('details').forEach((each) => each.open = true)")
     assert read_console(browser) == []
     assert find_overflow(browser) == []
     assert find_overlaps(browser) == []

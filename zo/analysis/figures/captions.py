@@ -5,7 +5,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from zo.analysis import stats
-from zo.analysis.collect import Reading
+from zo.analysis.collect import WHOLE_PROCESS, Reading, state_sharing
 from zo.analysis.figures.curve_plots import predict_cosine
 from zo.analysis.figures.panels import name_loss, say_n
 from zo.analysis.probes import conclude
@@ -126,17 +126,16 @@ def state_gap(gap: float, low: float, high: float) -> str:
 
 
 def _conclude_budget(reading: Reading, kind: str) -> list[str]:
-    """At equal budgets: the best method of each mode that is not a control."""
+    """At equal budgets: every method and q that is not a control, each at the budget it shares with FO."""
     table, said = reading.tables["equal_budgets"], []
     if table.empty:
         return []
     table = table[(table["kind"] == kind) & table["difference"].notna() & ~table["mode"].isin(stats.CONTROLS)]
     for where, rows in _each_context(reading, table):
-        leads = rows.sort_values("loss", kind="stable").groupby("mode", sort=False).head(1)
         gaps = [
             f"{_name(row, reading)} is {state_gap(row['difference'], row['low'], row['high'])} "
             f"(at {shorten(row['budget'])})"
-            for _, row in leads.iterrows()
+            for _, row in rows.iterrows()
         ]
         said.append(f"{where}, at equal {kind}: {'; '.join(gaps)}.")
     return said
@@ -144,7 +143,7 @@ def _conclude_budget(reading: Reading, kind: str) -> list[str]:
 
 def _conclude_rates(reading: Reading) -> list[str]:
     best, said = reading.tables["best_learning_rates"], []
-    for where, cells in _each_context(reading, best[best["mode"] != "Frozen"]):
+    for where, cells in _each_context(reading, best[~best["mode"].isin(stats.CONTROLS)]):
         rows = [row for _, row in cells.iterrows() if row["n"]]
         rates = [f"{_name(row, reading)} {spell_lr(row['lr'])}" for row in rows]
         edges = [f"{_name(row, reading)} ({row['edge']})" for row in rows if row["edge"]]
@@ -157,20 +156,18 @@ def _conclude_rates(reading: Reading) -> list[str]:
 
 def _conclude_heatmap(reading: Reading) -> list[str]:
     best = reading.tables["best_learning_rates"]
-    zo = best[(best["mode"] == "ZO") & (best["n"] > 0)]
     said = []
-    for where, rows in _each_context(reading, zo):
-        row = rows.loc[rows["loss"].idxmin()]
-        gone = best.loc[rows.index, "diverged"].sum()
-        said.append(
-            f"{where}: the least loss, {row['loss']:.3f}, is at q = {row['q']}, lr {spell_lr(row['lr'])}; "
-            f"ZO runs that diverged: {gone}."
-        )
+    for where, rows in _each_context(reading, best[best["mode"] == "ZO"]):
+        least = "no rate finished in every seed"
+        if rows["n"].any():
+            row = rows.loc[rows["loss"].idxmin()]
+            least = f"the least loss, {row['loss']:.3f}, is at q = {row['q']}, lr {spell_lr(row['lr'])}"
+        said.append(f"{where}: {least}; ZO runs that diverged: {rows['diverged'].sum()}.")
     return said
 
 
 def _conclude_costs(reading: Reading) -> list[str]:
-    said = []
+    said, notes = [], []
     for where, rows in _each_context(reading, reading.tables["costs"]):
         fo = rows[rows["mode"] == "FO"]
         for _, row in rows[rows["mode"] == "ZO"].tail(1).iterrows() if len(fo) else ():
@@ -178,9 +175,9 @@ def _conclude_costs(reading: Reading) -> list[str]:
             parts = [f"{time:.3g} times an FO step's time"] * pd.notna(time)
             parts += [f"{memory:.3g} times an FO run's memory"] * pd.notna(memory)
             if parts:
-                told = f"{where}: a ZO step with q = {row['q']} takes {' and '.join(parts)}."
-                said.append(told + " On a CPU the memory is the whole process's." * pd.notna(memory))
-    return said
+                said.append(f"{where}: a ZO step with q = {row['q']} takes {' and '.join(parts)}.")
+                notes += [state_sharing(reading)] * pd.notna(time) + [WHOLE_PROCESS] * pd.notna(memory)
+    return said + list(dict.fromkeys(notes))
 
 
 def _conclude_memory(reading: Reading) -> list[str]:
@@ -191,7 +188,7 @@ def _conclude_memory(reading: Reading) -> list[str]:
         rows = rows.sort_values("peak_memory_mb")
         names = [f"{_name(row, reading)} ({row['peak_memory_mb']:.4g} MiB)" for _, row in rows.iterrows()]
         said.append(f"{where}: on the front, from the least memory: {', '.join(names)}.")
-    return said
+    return said + [WHOLE_PROCESS] * (len(said) > 0)
 
 
 def _conclude_passes(reading: Reading) -> list[str]:

@@ -11,6 +11,7 @@ from zo.analysis.curves import read_curves
 from zo.analysis.figures.panels import (
     SAFE,
     add_legend,
+    find_scale,
     make_panels,
     name_cell,
     name_loss,
@@ -26,13 +27,13 @@ from zo.engine import laws
 
 def plot_loss_vs_steps(logs: Logs, runs: pd.DataFrame) -> Figure:
     """Draw loss curves against steps: FO, ZO by q, the best of the others."""
-    return _plot_curves(logs, runs, "step", "training steps")
+    return _plot_curves(logs, runs, "step", "training steps")[0]
 
 
 def plot_loss_vs_forward_passes(logs: Logs, runs: pd.DataFrame, backward_cost: float = 2.0) -> Figure:
     """Draw loss curves against forward-pass equivalents, on a log axis: the methods' costs differ by q."""
     label = f"forward passes + {backward_cost:g} x backward passes (log scale)"
-    figure = _plot_curves(logs, runs, "equivalents", label, backward_cost)
+    figure, _ = _plot_curves(logs, runs, "equivalents", label, backward_cost)
     _scale_passes(figure)
     return figure
 
@@ -40,9 +41,9 @@ def plot_loss_vs_forward_passes(logs: Logs, runs: pd.DataFrame, backward_cost: f
 def plot_pareto_passes(logs: Logs, runs: pd.DataFrame, backward_cost: float = 2.0) -> Figure:
     """Draw the front of loss against forward-pass equivalents over every method's and q's mean curve."""
     label = f"forward passes + {backward_cost:g} x backward passes (log scale)"
-    figure = _plot_curves(logs, runs, "equivalents", label, backward_cost, all_q=True)
+    figure, panels = _plot_curves(logs, runs, "equivalents", label, backward_cost, all_q=True)
     figure.suptitle(f"Pareto front: the least {name_loss(runs)} for the passes, {say_n(runs)}")
-    for ax in figure.axes:
+    for ax, _ in panels:
         points = np.concatenate([np.column_stack(line.get_data()) for line in ax.lines] or [np.empty((0, 2))])
         for line in ax.lines:
             line.set(alpha=0.45)
@@ -71,10 +72,11 @@ def plot_pareto_memory(logs: Logs, runs: pd.DataFrame) -> Figure:
 
 
 def _draw_front(ax: Axes, points: np.ndarray) -> None:
-    """Draw the front of `points` (n, 2: cost, loss) as a staircase, and the panel's legend."""
+    """Draw the front of `points` (n, 2: cost, loss), a staircase or a ring around one, and the legend."""
     front = points[find_front(points[:, 0], points[:, 1])]
     front = front[np.argsort(front[:, 0])]
-    ax.step(*front.T, where="post", color="0.25", lw=2.5, alpha=0.7, zorder=1, label="front")
+    ring = {"marker": "o", "ms": 11, "mfc": "none", "mew": 2, "ls": ""} if len(front) == 1 else {}
+    ax.step(*front.T, where="post", color="0.25", lw=2.5, alpha=0.7, zorder=1, label="front", **ring)
     add_legend(ax)
 
 
@@ -146,12 +148,13 @@ def plot_run(logs: Logs, run: str) -> Figure:
 
 def _plot_curves(
     logs: Logs, runs: pd.DataFrame, cost: str, label: str, backward_cost: float = 2.0, all_q: bool = False
-) -> Figure:
+) -> tuple[Figure, list]:
     """Draw a panel for each context: FO, ZO at every q, the best cell of each other method; band: seeds.
 
-    `all_q`: every method at every q instead, without the controls.
+    `all_q`: every method at every q instead, without the controls. Returns the figure and its panels.
     """
     score = stats.pick_score(runs)
+    lowest = "best_val_loss" if score == "final_val_loss" else "best_loss"
     every, best = stats.lead_cells(runs, ("mode", "q")), stats.lead_cells(runs)
     cells = pd.concat([every[every["mode"] == "ZO"], best[best["mode"] != "ZO"]])
     cells = every[~every["mode"].isin(stats.CONTROLS)] if all_q else cells
@@ -160,26 +163,30 @@ def _plot_curves(
     title += " (line: mean, band: range)" if title.endswith("seeds") else ""
     figure, panels = make_panels(runs, title, cells)
     for ax, context in panels:
+        ceiling = find_scale(context.iloc[0], runs, runs, lowest).ceiling
         for _, cell in context.iterrows():
             curves = list(read_curves(logs, stats.select_runs(runs, cell), score, backward_cost).values())
             if cell["mode"] == "Frozen":
                 ax.axhline(cell["loss"], label="Frozen (untrained)", **pick_style("Frozen", 0, runs))
             else:
-                _draw_seeds(
-                    ax, curves, cost, name_cell(cell, runs), pick_style(cell["mode"], cell["q"], runs)
-                )
+                style = pick_style(cell["mode"], cell["q"], runs)
+                _draw_seeds(ax, curves, cost, name_cell(cell, runs), style, ceiling)
         ax.set(xlabel=label, ylabel=f"{name_loss(runs)} [nats]")
         ax.xaxis.get_major_locator().set_params(integer=True)
         add_legend(ax)
-    share_scale(panels, runs, runs, "best_val_loss" if score == "final_val_loss" else "best_loss")
-    return figure
+    share_scale(panels, runs, runs, lowest)
+    return figure, panels
 
 
-def _draw_seeds(ax: Axes, curves: list[pd.DataFrame], cost: str, label: str, style: dict) -> None:
-    """Draw the mean over seeds point by point, and their range as a band."""
+def _draw_seeds(
+    ax: Axes, curves: list[pd.DataFrame], cost: str, label: str, style: dict, ceiling: float
+) -> None:
+    """Draw the mean over seeds point by point, and their range as a band; name what is above `ceiling`."""
     points = pd.concat(curves).groupby("step").agg({cost: "mean", "loss": ["mean", "min", "max"]})
     points = points[points[(cost, "mean")] > 0] if cost != "step" else points
     x, loss = points[(cost, "mean")], points["loss"]
+    if loss["mean"].max() > ceiling:
+        label += f"\n(leaves the axis: to {loss['mean'].max():.3g})"
     if len(curves) > 1:
         ax.fill_between(x, loss["min"], loss["max"], color=style["color"], alpha=0.2, lw=0)
     ax.plot(x, loss["mean"], label=label, markevery=max(1, len(x) // 10), **style)

@@ -10,7 +10,6 @@ from matplotlib.lines import Line2D
 from zo.analysis import stats
 from zo.analysis.figures.panels import (
     add_legend,
-    find_ceiling,
     find_scale,
     make_panels,
     name_loss,
@@ -30,10 +29,10 @@ def plot_sensitivity(logs: Logs, runs: pd.DataFrame) -> Figure:
     title += f" (best over {', '.join(knobs)})" if knobs else ""
     figure, panels = make_panels(runs, title, grid)
     for ax, context in panels:
-        _, ceiling = find_scale(context.iloc[0], runs, grid, "loss")
+        ceiling = find_scale(context.iloc[0], runs, grid, "loss").ceiling
         ax.set_xscale("log")
         for i, ((mode, q), line) in enumerate(context.groupby(["mode", "q"], sort=False)):
-            style = pick_style(mode, q, runs) | ({"marker": "d"} if mode == "Random" else {})
+            style = pick_style(mode, q, runs)
             done = line[line["loss"].notna()].sort_values("lr")
             shown = done["loss"].clip(upper=ceiling)
             ax.plot(done["lr"], shown, label=stats.name_method(line.iloc[0], runs.iloc[:0]), **style)
@@ -62,16 +61,16 @@ def plot_sensitivity(logs: Logs, runs: pd.DataFrame) -> Figure:
 
 
 def plot_heatmap(logs: Logs, runs: pd.DataFrame) -> Figure:
-    """Draw ZO's final loss over learning rate and q, one colour scale for all panels."""
+    """Draw ZO's final loss over learning rate and q, one colour scale for the panels of a model and data."""
     grid = score_grid(runs)
     grid = grid[grid["mode"] == "ZO"]
-    low, high = (grid["loss"].min(), find_ceiling(runs, grid["loss"])) if len(grid) else (0, 1)
     figure, panels = make_panels(runs, f"ZO: final {name_loss(runs)} [nats], {say_n(runs)}", grid)
     for ax, context in panels:
         table = context.pivot(index="q", columns="lr", values="loss").sort_index(ascending=False)
         gone = context.pivot(index="q", columns="lr", values="diverged").reindex_like(table)
         words = table.map(lambda loss: "" if pd.isna(loss) else f"{loss:.2f}").mask(gone.eq(True), "diverged")
         words = words.mask(table.isna() & ~gone.eq(True), "no run")
+        _, low, high = find_scale(context.iloc[0], runs, grid, "loss")
         scale = {"vmin": low, "vmax": high, "cmap": "viridis_r", "linewidths": 1}
         ax.grid(False)
         ax.set_facecolor("0.93")

@@ -4,6 +4,8 @@ Figures are made without pyplot, so no backend and no style of the caller is tou
 colour-blind-safe ones of seaborn; shape (markers, dashes) repeats what colour says.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -16,8 +18,8 @@ from zo.analysis.runs import spell_lr
 SAFE = sns.color_palette("colorblind").as_hex()
 COLORS = {"FO": SAFE[3], "Calibrate": SAFE[2], "Instruct": SAFE[4], "Random": "0.45", "Frozen": "0.15"}
 COLORS |= {"LayerwiseFO": SAFE[1], "LayerwiseZO": SAFE[5], "LayerwiseFrozen": SAFE[7]}
-MARKERS = {"FO": "o", "Calibrate": "P", "Instruct": "X", "Random": "", "Frozen": ""}
-MARKERS |= {"LayerwiseFO": "8", "LayerwiseZO": "*", "LayerwiseFrozen": ""}
+MARKERS = {"FO": "o", "Calibrate": "P", "Instruct": "X", "Random": "d", "Frozen": ""}  # Frozen: a level
+MARKERS |= {"LayerwiseFO": "8", "LayerwiseZO": "*", "LayerwiseFrozen": "p"}
 OTHER_COLOR, OTHER_MARKER = SAFE[9], "H"
 """Of a method that is not named here."""
 DASHES = {"Random": (0, (6, 2)), "Frozen": (0, (1, 1.5))}
@@ -93,14 +95,23 @@ def find_ceiling(runs: pd.DataFrame, losses: pd.Series) -> float:
     return max(untrained + 0.35 * (untrained - low), untrained)
 
 
-def find_scale(cell: pd.Series, runs: pd.DataFrame, rows: pd.DataFrame, column: str) -> tuple[tuple, float]:
-    """Return a name for the model and data of a cell, whose losses one axis can show, and their ceiling.
+class Scale(NamedTuple):
+    """What shows all losses of a model and its data, by `name`: from the `least` to their `ceiling`."""
+
+    name: tuple
+    least: float
+    ceiling: float
+
+
+def find_scale(cell: pd.Series, runs: pd.DataFrame, rows: pd.DataFrame, column: str) -> Scale:
+    """Return the scale of a cell's model and data.
 
     `rows`: the runs, or what was made of them by context; `column`: their losses.
     """
     axes = [axis for axis in stats.list_context(runs) if axis not in ("scope", "batch_size")]
     own, theirs = (frame[stats.match_rows(frame, cell, axes)] for frame in (runs, rows))
-    return tuple(cell[axes].astype(str)), find_ceiling(own, theirs[column])
+    losses = theirs[column]
+    return Scale(tuple(cell[axes].astype(str)), losses.min(), find_ceiling(own, losses))
 
 
 def share_scale(panels: list, runs: pd.DataFrame, rows: pd.DataFrame, column: str) -> None:
@@ -109,7 +120,7 @@ def share_scale(panels: list, runs: pd.DataFrame, rows: pd.DataFrame, column: st
     alike: dict[tuple, list[Axes]] = {}
     for ax, cell in drawn:
         alike.setdefault(find_scale(cell, runs, rows, column), []).append(ax)
-    for (_, ceiling), axes in alike.items():
+    for (_, _, ceiling), axes in alike.items():
         low, high = min(ax.dataLim.y0 for ax in axes), max(ax.dataLim.y1 for ax in axes)
         high = min(high, ceiling) if np.isfinite(ceiling) else high
         margin = 0.04 * (high - low) or 0.1
