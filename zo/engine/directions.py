@@ -110,14 +110,15 @@ class Directions:
             total.add_(self.fill_(noise, query, parameter, start), alpha=weight)
 
 
-_BLOCK = {"cpu": 2**19}
-"""Elements of a block of rows: on a CPU few enough to stay in the cache until they are used."""
+_BLOCK = {"cpu": 2**19, "cuda": 2**22}
+"""Elements of a block of rows: on a CPU few enough to stay in the cache until they are used, on a GPU so many
+that theta + eps z and theta - eps z of a block are no more than a layer's noise, which depends on this."""
 
 
 def row_blocks(tensor: torch.Tensor) -> list[slice]:
     """Blocks of rows of a parameter whose noise is made at once; they depend on shape and device alone."""
     rows = len(tensor)
-    step = max(1, _BLOCK.get(tensor.device.type, 2**24) // max(1, tensor.numel() // max(1, rows)))
+    step = max(1, _BLOCK.get(tensor.device.type, _BLOCK["cuda"]) // max(1, tensor.numel() // max(1, rows)))
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 

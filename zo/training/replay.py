@@ -37,7 +37,7 @@ def replay(
 ) -> Replayed:
     """Make the final weights of the run in ``folder`` again and compare them with its checksum.
 
-    Bits are promised with the run's own kind of device, threads and versions, which are the defaults but for
+    Bits are promised with the run's own model of device, threads and versions, which are the defaults but for
     versions. Raises UserError for a run that has not ended, took backprop steps or whose log is damaged.
     """
     spec, outcome, manifest = _read_run(folder)

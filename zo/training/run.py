@@ -238,7 +238,7 @@ def frozen_digest(model: torch.nn.Module, named: list[tuple[str, torch.Tensor]])
 
 
 def _decide_plan(spec: RunSpec, vocab_size: int, device: torch.device, ranks: Ranks) -> tuple[Plan, str]:
-    free = free_memory(device) // (ranks.local_count if device.type == "cpu" else 1)
+    free = free_memory(device) // _count_sharers(device, ranks)
     own = torch.tensor([[float(free)]], dtype=torch.float64)
     return decide_plan(
         spec.plan,
@@ -250,6 +250,19 @@ def _decide_plan(spec: RunSpec, vocab_size: int, device: torch.device, ranks: Ra
         device=device.type,
         free_bytes=int(ranks.share_out(ranks.count, 1, lambda _: own).min()),  # one plan for all
     )
+
+
+def _count_sharers(device: torch.device, ranks: Ranks) -> int:
+    """How many ranks take the device's memory."""
+    if device.type == "cpu":
+        return ranks.local_count
+    gpus = _list_gpus(device, ranks)
+    return gpus.count(gpus[ranks.rank])
+
+
+def _list_gpus(device: torch.device, ranks: Ranks) -> list[int]:
+    """A number for each rank's GPU: equal where they share it."""
+    return ranks.compare(lambda: str(torch.cuda.get_device_properties(device).uuid))
 
 
 def reads_other_text(spec: RunSpec, record: Mapping[str, Any]) -> bool:
@@ -315,7 +328,7 @@ def check_gpus(spec: RunSpec, device: torch.device, ranks: Ranks) -> None:
     """Raise UserError where ranks that share backprop share a GPU, too: NCCL takes one rank on each."""
     if ranks.count == 1 or device.type != "cuda" or not uses_backprop(spec.mode):
         return
-    gpus = ranks.compare(lambda: str(torch.cuda.get_device_properties(device).uuid))
+    gpus = _list_gpus(device, ranks)
     if len(set(gpus)) < len(gpus):
         raise UserError(
             f"ranks: {ranks.count} is not allowed: mode {spec.mode} needs a GPU for each rank, and they have "
