@@ -31,7 +31,7 @@ def pytest_runtest_makereport(item, call):
     """Fail what is skipped for want of something that must be there."""
     report = yield
     reason = str(call.excinfo.value) if report.skipped and call.excinfo else ""
-    if any(word in reason.split() for word in os.environ.get(REQUIRED, "").split()):
+    if any(word in reason for word in os.environ.get(REQUIRED, "").split()):
         report.outcome, report.longrepr = "failed", f"{reason} (skipped, but {REQUIRED} is set)"
     return report
 
