@@ -116,7 +116,8 @@ def conclude(table: pd.DataFrame) -> list[str]:
         parts = []
         for quantity in LAWS:
             own = rows[(rows["quantity"] == quantity) & rows["law"].notna() & rows["measured"].notna()]
-            parts += [f"{NAMES[quantity]} is {_state_ratio(own)}"] * (len(own) > 0)
+            if len(own):
+                parts.append(f"{NAMES[quantity]} is {_state_ratio(own)}")
         compared |= bool(parts)
         slopes = rows[rows["quantity"] == "slope_error"]
         if len(slopes):

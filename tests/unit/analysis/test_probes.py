@@ -60,6 +60,14 @@ def test_the_conclusion_says_how_far_the_law_is(probed):
     assert "Each interval is of 95 % by itself" in explained
 
 
+def test_a_quantity_that_no_batch_has_is_left_out_of_the_conclusion(probed):
+    """A batch with g'Hg <= 0 has no best rate, and at the start all may be such."""
+    table = read_folder(probed).tables["probes"]
+    said, _ = conclude(table[table["quantity"] != "best_rate"])
+    assert "RMS cosine" in said
+    assert "best rate" not in said
+
+
 def test_a_bad_eps_raises_a_guard_and_a_good_one_does_not(probed):
     run = next(probed.glob("ZO*.csv")).stem
     assert "epsilon" not in [finding.guard for finding in read_folder(probed).findings]
