@@ -30,7 +30,7 @@ CRASHES, LONG, DIVERGES, QUICK = (
 )
 GRID = STUDY | {
     "learning_rates": {"FO": "1e-1", "ZO": ["1e-3", "1e10"], "Frozen": 1e-3},
-    "max_steps": 6000,  # LONG still trains after a status, a scontrol and a scancel
+    "max_steps": 3000,  # LONG still trains after a status, a scontrol and a scancel
     "checkpoint_interval": 10**6,  # but for a signal's, there are none
     "log_interval": 50,
     "validation_interval": 1000,
