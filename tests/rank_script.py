@@ -162,9 +162,17 @@ def _fail_at(ranks: Ranks, rank: int, sequences: int) -> None:
     Objective.losses = short
 
 
+def gloo_threads() -> list[str]:
+    """Of this process, by name."""
+    names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    return [name for name in names if "gloo" in name]
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     place = find_place()
     with join(place) as joined:
         result = {"engine": engine, "runs": runs}[sys.argv[1]](joined)
+        assert gloo_threads()
+    assert not gloo_threads(), "the group outlives its end: its threads may abort Python's own"
     (Path(sys.argv[2]) / f"{place.rank}.json").write_text(json.dumps(result))

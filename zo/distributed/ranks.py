@@ -106,6 +106,11 @@ class Group(Ranks):
         """Meet the others. Raises RankLost where they do not come."""
         import torch
         import torch.distributed as dist
+
+        # Its functions keep the group that is there at their import as a default argument: a model's import
+        # of it, later, would keep ours alive past `leave`, and gloo's threads with it, into Python's own end,
+        # where one that still drops a tensor aborts the process (pytorch/pytorch#190489).
+        import torch.distributed.nn.functional
         from torch.distributed.rendezvous import rendezvous
 
         self.rank, self.count = place.rank, place.count
