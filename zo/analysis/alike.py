@@ -8,8 +8,9 @@ from zo.methods import METHODS
 from zo.spec import PLAN_KEYS, RunSpec, uses
 
 WATCHING = ("log_interval", "validation_interval", "checkpoint_interval")
-FREE = {"mode", "scope", "learning_rate", "seed", "bp_dataset", *LENGTHS, *WATCHING, *PLAN_KEYS}
-"""Settings of every method in which arms may differ; that lengths do is the guard of budgets' to tell."""
+FREE = {"mode", "scope", "learning_rate", "seed", "bp_dataset", "ranks", *LENGTHS, *WATCHING, *PLAN_KEYS}
+"""Settings of every method in which arms may differ: any number of ranks makes the same run, to rounding;
+that lengths differ is the guard of budgets' to tell."""
 ALIKE = tuple(
     key for key in RunSpec.model_fields if key not in FREE and all(uses(mode, key) for mode in METHODS)
 )

@@ -120,20 +120,35 @@ def _tell_change(scene: Scene, run: str, axes: pd.Index) -> str:
 
 
 def check_settings(scene: Scene) -> Iterator[Finding]:
-    """A setting that is no method's own, and not FO's: the difference may be that setting's."""
+    """A setting that is no method's own, and not FO's: the difference may be that setting's.
+
+    A study may train its methods on blocks of different sizes, as long as all are measured on the same ones.
+    """
     arms = {
         row["mode"]: gather_settings(scene.logs, scene.select_runs(row)["run"])
         for _, row in scene.answer.iterrows()
     }
-    others = [mode for mode in arms if "FO" in arms and tell_apart({"FO": arms["FO"], mode: arms[mode]})]
+    if "FO" not in arms:
+        return
+    measures = {settings.get("validation_block_size") for settings in arms.values()}
+    chosen = {"block_size"} if len(measures) == 1 and None not in measures else set()
+    mixed = {mode: {k: v for k, v in settings.items() if k not in chosen} for mode, settings in arms.items()}
+    others = [mode for mode in mixed if tell_apart({"FO": mixed["FO"], mode: mixed[mode]})]
     if others:
-        message = f"more than the method differs: {', '.join(tell_apart(arms))}"
+        message = f"more than the method differs: {', '.join(tell_apart(mixed))}"
         remedy = "run all with the same settings"
         yield Finding("settings differ", scene.where, message, remedy, _sum_up(scene, others))
+    sizes = tell_apart(
+        {mode: {k: v for k, v in settings.items() if k in chosen} for mode, settings in arms.items()}
+    )
+    if sizes:
+        message = f"the methods trained in contexts of different lengths: {', '.join(sizes)}"
+        remedy = "give all one block_size, or say with the result that each has its own"
+        yield Finding("block sizes differ", scene.where, message, remedy)
 
 
 def check_noise(scene: Scene) -> Iterator[Finding]:
-    """Random at other settings than ZO: its steps have another length, so more than the direction differs."""
+    """Random at other settings than ZO, or for another time: its noise comes to another length."""
     rows = {row["mode"]: row for _, row in scene.answer.iterrows()}
     if not {"ZO", "Random"} <= set(rows):
         return
@@ -142,13 +157,25 @@ def check_noise(scene: Scene) -> Iterator[Finding]:
     zo, random = (
         gather_settings(scene.logs, scene.select_runs(rows[mode])["run"], keys) for mode in ("ZO", "Random")
     )
-    tried = scene.runs[(scene.runs["mode"] == "Random") & (scene.runs["status"] == "done")]["run"]
-    if all(tell_apart({"ZO": zo, "Random": gather_settings(scene.logs, [run], keys)}) for run in tried):
+    tried = scene.runs[(scene.runs["mode"] == "Random") & (scene.runs["status"] == "done")]
+    alike = [
+        not tell_apart({"ZO": zo, "Random": gather_settings(scene.logs, [run], keys)}) for run in tried["run"]
+    ]
+    wanted, taken = scene.select_runs(rows["ZO"])["steps"].median(), tried["steps"][alike]
+    if not any(alike):
         apart = ", ".join(tell_apart({"ZO": zo, "Random": random}))
         message = f"no Random run has the settings of {names['ZO']}; that of {names['Random']}, differs in "
         message += f"{apart}: its distance to ZO is not one of direction alone"
         remedy = "run Random at the q, the learning rate and the update's settings of the best ZO"
-        yield Finding("control not alike", scene.where, message, remedy, scene.leads)
+    elif not (abs(taken / wanted - 1) <= TOLERANCE).any():
+        message = (
+            f"Random at the settings of {names['ZO']} took {taken.median():.4g} steps, ZO {wanted:.4g}: "
+        )
+        message += "its noise comes to another length"
+        remedy = "run Random for as many steps as the best ZO"
+    else:
+        return
+    yield Finding("control not alike", scene.where, message, remedy, scene.leads)
 
 
 MIXUPS = (

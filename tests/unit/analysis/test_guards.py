@@ -330,7 +330,7 @@ def test_an_honest_study_with_specs_is_free_of_findings(folder):
     "other",
     [
         *({"validation_blocks": 4}, {"validation_block_size": 32}, {"precision": "bf16"}),
-        *({"weights": "bf16"}, {"dataset_revision": "abc"}, {"ranks": 2}),
+        *({"weights": "bf16"}, {"dataset_revision": "abc"}),
     ],
 )
 @pytest.mark.parametrize("mode", ["FO", "ZO"])
@@ -345,7 +345,19 @@ def test_a_setting_that_is_no_methods_own_withholds_the_verdict(folder, mode, ot
     assert verdict_of(folder) == "withheld: settings differ"
 
 
-def test_the_block_size_that_was_logged_is_a_setting_too(folder):
+def test_block_sizes_that_a_study_gives_its_methods_are_named_where_all_are_measured_alike(folder):
+    write_honest(folder, spec=SHARED)
+    for path in folder.glob("FO_*.csv"):
+        write_beside(folder, path.stem, "spec.json", SHARED | {"block_size": 128, "ranks": 2})
+    edit(folder, "FO_*.csv", lambda frame: frame.assign(block_size=128))
+    assert set(guards_of(folder)) == {"unequal budget", "block sizes differ"}  # and nothing of ranks
+    found = guards_of(folder)["block sizes differ"]
+    assert found.message.endswith("lengths: block_size (FO 128, ZO 64, Random 64, Frozen 64)")
+    assert found.withholds == ()
+    assert verdict_of(folder) == "FO ahead"
+
+
+def test_a_logged_block_size_withholds_where_it_is_not_known_what_measured_the_loss(folder):
     write_honest(folder)
     edit(folder, "FO_*.csv", lambda frame: frame.assign(block_size=128))
     assert guards_of(folder)["settings differ"].message.endswith(
@@ -468,4 +480,16 @@ def test_noise_of_another_length_than_zos_is_no_control_for_a_lead(folder, q, lr
     assert verdict_of(folder, backward_cost=EQUAL_PASSES) == "withheld: control not alike"
     for seed in (0, 1, 2):  # among others; the best of them is the harder one to beat
         write_run(folder, "Random", "full", 8, 1e-3, seed=seed)
+    assert "control not alike" not in guards_of(folder)
+
+
+def test_nor_is_noise_of_fewer_steps_than_zos(folder):
+    write_honest(folder, modes=("FO", "ZO", "Frozen"))
+    for seed in (0, 1, 2):
+        write_run(folder, "Random", "full", 8, 1e-3, seed=seed, steps=90)
+    found = guards_of(folder)["control not alike"]
+    assert found.message.startswith("Random at the settings of ZO q=8, lr 1e-03 took 90 steps, ZO 100: ")
+    put_ahead(folder)
+    assert "control not alike" in verdict_of(folder, backward_cost=EQUAL_PASSES)
+    write_run(folder, "Random", "full", 8, 1e-3, seed=0, steps=96, every=1)
     assert "control not alike" not in guards_of(folder)
