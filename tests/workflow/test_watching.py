@@ -3,10 +3,10 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 
 import psutil
@@ -118,8 +118,7 @@ def test_the_preflight_was_said_before_the_first_job(watched):
 
 def test_packed_and_unpacked_elsewhere_it_gives_the_same_summary(watched, tmp_path):
     assert zo(watched, "pack", "results/tiny", "--out", str(tmp_path / "a.tar.gz")).returncode == 0
-    with tarfile.open(tmp_path / "a.tar.gz") as tar:
-        tar.extractall(tmp_path, filter="data")
+    shutil.unpack_archive(tmp_path / "a.tar.gz", tmp_path)
     command = [sys.executable, "-m", "zo", "analyze", "results/tiny/csv_logs", "--out", "again"]
     subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
     assert (tmp_path / "again/summary.csv").read_bytes() == (watched.results / "summary.csv").read_bytes()
