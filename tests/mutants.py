@@ -496,6 +496,7 @@ MUTANTS = [
     Mutant("one rank's failure kept to itself", "distributed/ranks.py", "self._raise_together(received[:, 1], failure)", "self._raise_together(received[:, 1] * bool(failure), failure)", ENGINE),
     Mutant("no word of a rank out of memory", "distributed/ranks.py", "verdict = OUT_OF_MEMORY if failure and is_out_of_memory(failure) else verdict", "pass", ENGINE),
     Mutant("a signal of the first rank alone", "distributed/ranks.py", "int(received[:, 0].max())", "int(received[0, 0])", ENGINE),
+    Mutant("a model's import keeps the group alive", "distributed/ranks.py", "import torch.distributed.nn.functional", "pass", (RANKS, "-k", "out_of_memory_makes")),
     Mutant("weights never compared", "distributed/ranks.py", "if found[rank] != found[0]]", "if found[rank] != found[rank]]", ENGINE),
     Mutant("gradients weighed as if shares were equal", "engine/replica.py", "(scale * weight * self._ranks.count)", "(scale / len(parts))", RANK_RUNS),
     Mutant("ranks resumed from the beginning", "training/train.py", "if orders.step is not None:", "if False:", (RANKS, "-k", "goes_on_with_other_numbers")),
