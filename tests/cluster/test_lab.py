@@ -12,6 +12,7 @@ import slurm_lab
 from real_sweep import STUDY, Sweep
 
 from zo.errors import UserError
+from zo.sweep import slurm
 from zo.sweep.slurm import choose_status_command
 
 HOLDER = """
@@ -77,6 +78,7 @@ def test_with_accounts_sacct_does(start_lab, tmp_path):
 
 
 def test_without_a_cluster_that_answers_it_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(slurm, "ANSWER_WITHIN_S", 3)  # they look for a missing file for longer than a minute
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "missing.conf"))
     with pytest.raises(UserError, match="does not answer"):
         choose_status_command()

@@ -12,6 +12,9 @@ from zo.errors import UserError
 LONGEST_PAUSE_S = 180
 """Between two questions of the plugin (2.8.0). A job that is forgotten in between is never seen to end."""
 
+ANSWER_WITHIN_S = 60
+"""A Slurm command that takes longer does not answer."""
+
 
 def choose_status_command(first_pause_s: int = 40) -> str:
     """`sacct` where the cluster keeps accounts, else `squeue`.
@@ -37,7 +40,7 @@ def choose_status_command(first_pause_s: int = 40) -> str:
 def _run(*command: str) -> str | None:
     """What a command prints; None where it is missing or fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_WITHIN_S, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout
