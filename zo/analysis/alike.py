@@ -26,13 +26,13 @@ def gather_settings(logs: Logs, runs: Iterable[str], keys: Iterable[str] = ALIKE
     return {key: values for key, values in found.items() if values}
 
 
-def tell_apart(arms: Mapping[str, Settings]) -> list[str]:
-    """Name each setting in which arms differ, with their values: 'precision (FO bf16, ZO q=1 fp32)'."""
-    told = []
+def tell_apart(arms: Mapping[str, Settings]) -> dict[str, str]:
+    """Say of each setting in which arms differ their values: 'precision (FO bf16, ZO q=1 fp32)'."""
+    told = {}
     for key in dict.fromkeys(key for settings in arms.values() for key in settings):
         known = {arm: settings[key] for arm, settings in arms.items() if key in settings}
         if len(set(known.values())) > 1:
-            told.append(f"{key} ({', '.join(f'{arm} {_spell(values)}' for arm, values in known.items())})")
+            told[key] = f"{key} ({', '.join(f'{arm} {_spell(values)}' for arm, values in known.items())})"
     return told
 
 

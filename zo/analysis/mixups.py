@@ -131,18 +131,16 @@ def check_settings(scene: Scene) -> Iterator[Finding]:
     if "FO" not in arms:
         return
     measures = {settings.get("validation_block_size") for settings in arms.values()}
-    chosen = {"block_size"} if len(measures) == 1 and None not in measures else set()
-    mixed = {mode: {k: v for k, v in settings.items() if k not in chosen} for mode, settings in arms.items()}
-    others = [mode for mode in mixed if tell_apart({"FO": mixed["FO"], mode: mixed[mode]})]
+    free = {"block_size"} if len(measures) == 1 and None not in measures else set()
+    apart = tell_apart(arms)
+    others = [mode for mode in arms if tell_apart({"FO": arms["FO"], mode: arms[mode]}).keys() - free]
     if others:
-        message = f"more than the method differs: {', '.join(tell_apart(mixed))}"
+        told = ", ".join(text for setting, text in apart.items() if setting not in free)
+        message = f"more than the method differs: {told}"
         remedy = "run all with the same settings"
         yield Finding("settings differ", scene.where, message, remedy, _sum_up(scene, others))
-    sizes = tell_apart(
-        {mode: {k: v for k, v in settings.items() if k in chosen} for mode, settings in arms.items()}
-    )
-    if sizes:
-        message = f"the methods trained in contexts of different lengths: {', '.join(sizes)}"
+    if free & apart.keys():
+        message = f"the methods trained in contexts of different lengths: {apart['block_size']}"
         remedy = "give all one block_size, or say with the result that each has its own"
         yield Finding("block sizes differ", scene.where, message, remedy)
 
@@ -162,16 +160,14 @@ def check_noise(scene: Scene) -> Iterator[Finding]:
         not tell_apart({"ZO": zo, "Random": gather_settings(scene.logs, [run], keys)}) for run in tried["run"]
     ]
     wanted, taken = scene.select_runs(rows["ZO"])["steps"].median(), tried["steps"][alike]
-    if not any(alike):
-        apart = ", ".join(tell_apart({"ZO": zo, "Random": random}))
+    if taken.empty:
+        apart = ", ".join(tell_apart({"ZO": zo, "Random": random}).values())
         message = f"no Random run has the settings of {names['ZO']}; that of {names['Random']}, differs in "
         message += f"{apart}: its distance to ZO is not one of direction alone"
         remedy = "run Random at the q, the learning rate and the update's settings of the best ZO"
     elif not (abs(taken / wanted - 1) <= TOLERANCE).any():
-        message = (
-            f"Random at the settings of {names['ZO']} took {taken.median():.4g} steps, ZO {wanted:.4g}: "
-        )
-        message += "its noise comes to another length"
+        message = f"Random at the settings of {names['ZO']} took {taken.median():.4g} steps, "
+        message += f"ZO {wanted:.4g}: its noise comes to another length"
         remedy = "run Random for as many steps as the best ZO"
     else:
         return

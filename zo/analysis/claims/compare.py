@@ -51,7 +51,7 @@ def subtract(left: Choice, right: Choice, quantity: str, budget: Budget, region:
 def doubt_settings(*choices: Choice) -> tuple[str, ...]:
     """Doubt a comparison of arms that differ in what is no method's own."""
     apart = tell_apart({choice.cell.name: choice.settings for choice in choices})
-    return (f"more than the method differs: {', '.join(apart)}",) * bool(apart)
+    return (f"more than the method differs: {', '.join(apart.values())}",) * bool(apart)
 
 
 class Contest(NamedTuple):
